@@ -1,0 +1,28 @@
+# Everything works on a bare machine with Python 3.11: each target makes .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint docs clean
+.DEFAULT_GOAL := test
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready  ## train the case study's run in small, audit it, correct it, audit again
+	$(BIN)/fgclip-doctor demo
+
+test: lint  ## everything that CI checks
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/ready  ## rewrite what is generated: the README's table of rules
+	$(BIN)/python scripts/rules_table.py
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""The FG-CLIP model. Imports nothing of ours but itself."""

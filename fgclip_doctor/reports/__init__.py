@@ -1,0 +1,1 @@
+"""`Report` -> text, JSON and so on: one module a format, one `render(report)` each."""

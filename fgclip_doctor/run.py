@@ -1,0 +1,361 @@
+"""`Run`: everything observed about one training run, whatever it came from, and so everything that a check may read.
+
+Sources fill it in, checks read it. Nothing here touches a file: a tensor is its name, shape and two callables that the
+source left behind. What isn't known raises `Missing`, which skips the check with that reason; it is never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # numpy costs 0.1 s; `rules`, `explain` and `--help` read checks and never a tensor
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAX_VALUES_BYTES = 1 << 30  # a check may ask for the values of a tensor up to this size, as stored
+
+
+class Missing(Exception):  # noqa: N818 - not an error: the reason for which a check is skipped
+    """The evidence that a check needs is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where something was read: a file, and in it a key or a line."""
+
+    path: str
+    key: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = self.path if self.line is None else f"{self.path}:{self.line}"
+        return f"{place}: {self.key}" if self.key else place
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One configuration fact, under the doctor's own name for it (see `FACTS`), with its provenance."""
+
+    name: str
+    value: Any
+    source: Source
+
+
+# The facts that checks may ask for. Sources map the names of each trainer onto these.
+FACTS: dict[str, str] = {
+    "micro_batch": "samples per forward and rank",
+    "accumulation": "micro-batches per optimizer step",
+    "world_size": "ranks",
+    "max_steps": "optimizer steps that the run was planned for",
+    "num_epochs": "passes over the data that the run was planned for",
+    "global_step": "optimizer steps done, as the trainer counts them",
+    "dataset_size": "samples in the training set",
+    "regions_per_sample": "region captions per image, on average",
+    "candidates": "candidates per anchor; `candidates.region` and so on where the terms differ",
+    "bank_size": "rows per modality in the memory bank",
+    "bank_enabled": "whether the configuration asks for a memory bank",
+    "bank_warmup": "how long the bank waits, in the unit of `bank_clock`",
+    "bank_clock": "'step' or 'forward': what `bank_warmup` is counted in, where it is said",
+    "scale": "exp(logit_scale)",
+    "dimension": "width of the shared embedding",
+    "learning_rate": "peak learning rate",
+    "weight_decay": "decoupled weight decay",
+    "max_grad_norm": "clipping threshold; 0 is off",
+    "warmup_steps": "learning-rate warmup in optimizer steps",
+    "warmup_ratio": "learning-rate warmup as a share of the run",
+    "schedule": "the name of the learning-rate schedule",
+    "bf16": "autocast to bfloat16 was asked for",
+    "fp16": "autocast to float16 was asked for",
+    "label_smoothing": "label smoothing of the contrastive targets",
+    "logit_scale_init": "the configured start of the global logit_scale, in log space",
+    "hidden_act": "activation of the towers",
+    "loss_kind": "'softmax' or 'sigmoid'",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What one streaming pass over a tensor tells. Moments are over the finite values, in float64."""
+
+    count: int
+    mean: float
+    std: float  # population standard deviation
+    norm: float
+    minimum: float
+    maximum: float
+    nans: int
+    infs: int
+    zeros: int
+    bf16_exact: float  # share of the finite values that bfloat16 represents exactly
+    fp16_exact: float
+    kurtosis: float  # excess; 0 for normal values, -1.2 for uniform ones; nan if the values are constant
+    digest: str  # of dtype, shape and bytes: equal digests are bit-identical tensors
+
+    @property
+    def finite(self) -> bool:
+        return self.nans == 0 and self.infs == 0
+
+
+class Tensor:
+    """One stored tensor. Statistics come from one streamed pass, values are read only when a check asks for them."""
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        source: Source,
+        *,
+        measure: Callable[[], Statistics],
+        read: Callable[[], NDArray[Any]],
+        nbytes: int,
+    ) -> None:
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype  # numpy's name, or "bfloat16", "float8_e4m3fn", "float8_e5m2"
+        self.source = source
+        self.nbytes = nbytes
+        self._measure = measure
+        self._read = read
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name!r}, {self.shape}, {self.dtype})"
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        return self._measure()
+
+    def values(self) -> NDArray[Any]:
+        """The values with the tensor's shape: floats as float32 (float64 stays), integers and bools as they are."""
+        if self.nbytes > MAX_VALUES_BYTES:
+            raise Missing(f"{self.name} is too large to be read whole ({self.nbytes:,} bytes)")
+        return self._read()
+
+    def item(self) -> float:
+        """The value of a tensor of one element, as a float (a scale, a pointer, a flag)."""
+        if self.size != 1:
+            raise Missing(f"{self.name} has {self.size} elements where one was expected")
+        return float(self.values().reshape(()))
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterState:
+    """The optimizer's state of one parameter. None where the optimizer keeps no such thing."""
+
+    index: int
+    step: int | None = None
+    exp_avg: Tensor | None = None
+    exp_avg_sq: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerGroup:
+    """One parameter group as saved. `options` holds lr, weight_decay, betas, eps and whatever else was there."""
+
+    index: int
+    parameters: tuple[int, ...]
+    options: Mapping[str, Any]
+
+    @property
+    def lr(self) -> float | None:
+        return _number(self.options.get("lr"))
+
+    @property
+    def initial_lr(self) -> float | None:
+        """The peak learning rate, which a scheduler leaves in the group; `lr` where there was no scheduler."""
+        return _number(self.options.get("initial_lr", self.options.get("lr")))
+
+    @property
+    def weight_decay(self) -> float:
+        return _number(self.options.get("weight_decay")) or 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """Optimizer state by parameter index, and what is known of which parameter has which index.
+
+    `names` maps an index to its candidates: one name where it is certain, several where equal shapes leave it open. An
+    index that is not in it could not be matched at all. `naming` says in words how the names were found.
+    """
+
+    source: Source
+    groups: tuple[OptimizerGroup, ...]
+    states: Mapping[int, ParameterState]
+    names: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    naming: str = ""
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return tuple(index for group in self.groups for index in group.parameters)
+
+    @property
+    def step(self) -> int | None:
+        """The largest step count of any parameter: how many updates the optimizer has applied."""
+        return max((state.step for state in self.states.values() if state.step is not None), default=None)
+
+    def group_of(self, index: int) -> OptimizerGroup:
+        return next(group for group in self.groups if index in group.parameters)
+
+    def index_of(self, name: str) -> int | None:
+        """The index that certainly belongs to the parameter `name`, or None."""
+        return next((index for index, names in self.names.items() if names == (name,)), None)
+
+    def may_hold(self, name: str) -> bool:
+        """True unless it is certain that no index belongs to `name`."""
+        if not self.names or set(self.indices) - set(self.names):
+            return True  # an unmatched index could be anybody's
+        return any(name in names for names in self.names.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was saved at one step."""
+
+    path: str
+    step: int | None
+    tensors: Mapping[str, Tensor]
+    optimizer: Optimizer | None = None
+    scheduler: Mapping[str, Any] | None = None
+    trainer_step: int | None = None  # `global_step` of trainer_state.json; `step` may come from the folder's name
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One named scalar over the run, in the order in which it was logged. `steps` counts optimizer steps."""
+
+    name: str
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    source: Source
+    forwards: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened at a step: the bank switched on, the run resumed, the candidates changed."""
+
+    kind: str  # "bank-on", "resume", "candidates"
+    step: int
+    detail: str
+    source: Source
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """One logit scale: its role, the tensor that holds it, and its last value in log space."""
+
+    role: str
+    tensor: Tensor
+    last: float
+
+
+@dataclass
+class Run:
+    """Everything observed about one training run.
+
+    `checkpoints` are in order of step, the last one being what most checks read. `base` holds the weights that the run
+    started from, where the user gave them. `roles` maps a role of design (``bank.image_keys``, ``scale.region``,
+    ``loss.region``) to the name of the tensor or the series that plays it. `problems` are the files that could not be read.
+    """
+
+    subject: str
+    checkpoints: tuple[Checkpoint, ...] = ()
+    base: Checkpoint | None = None
+    facts: dict[str, Fact] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    roles: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The latest checkpoint."""
+        if not self.checkpoints:
+            raise Missing("no checkpoint")
+        return self.checkpoints[-1]
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors of the latest checkpoint."""
+        if not self.checkpoint.tensors:
+            raise Missing("no weights in the checkpoint")
+        return self.checkpoint.tensors
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer state of the latest checkpoint."""
+        if self.checkpoint.optimizer is None:
+            raise Missing("no optimizer state")
+        return self.checkpoint.optimizer
+
+    def fact(self, name: str) -> Fact:
+        if name not in self.facts:
+            raise Missing(f"{name} is not known ({FACTS.get(name, 'configuration')}); --fact {name}=VALUE states it")
+        return self.facts[name]
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A fact as a number. Without `default`, an unknown fact raises `Missing`."""
+        if name not in self.facts and default is not None:
+            return default
+        value = _number(self.fact(name).value)
+        if value is None:
+            raise Missing(f"{name} is not a number: {self.fact(name).value!r}")
+        return value
+
+    def role(self, role: str, checkpoint: Checkpoint | None = None) -> Tensor:
+        """The tensor that plays `role` in `checkpoint` (the latest one by default)."""
+        tensors = self.tensors if checkpoint is None else checkpoint.tensors
+        name = self.roles.get(role)
+        if name is None or name not in tensors:
+            raise Missing(f"nothing was found that plays the role {role}; [tool.fgclip-doctor.roles] can name it")
+        return tensors[name]
+
+    def has_role(self, role: str) -> bool:
+        return self.roles.get(role) in (self.checkpoint.tensors if self.checkpoints else {})
+
+    def loss(self, term: str) -> Series:
+        """The logged series of the loss term `term`: total, global, region or hard."""
+        name = self.roles.get(f"loss.{term}")
+        if name is None or name not in self.series:
+            raise Missing(f"no {term} loss was logged")
+        return self.series[name]
+
+    def scales(self) -> Iterator[Scale]:
+        """The logit scales of the latest checkpoint, in log space."""
+        roles = [role for role in self.roles if role.startswith("scale.") and self.has_role(role)]
+        if not roles:
+            raise Missing("no logit scale was found in the weights")
+        for role in roles:
+            tensor = self.role(role)
+            yield Scale(role, tensor, tensor.item())
+
+    def heads(self) -> Iterator[tuple[str, Tensor]]:
+        """The projection heads of the latest checkpoint, by role."""
+        for role in self.roles:
+            if role.startswith("head.") and self.has_role(role):
+                yield role, self.role(role)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done at the latest checkpoint: the trainer's own count, or that of the folder's name."""
+        checkpoint = self.checkpoint
+        for step in (checkpoint.trainer_step, checkpoint.step, checkpoint.optimizer and checkpoint.optimizer.step):
+            if step is not None:
+                return step
+        return int(self.number("global_step"))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

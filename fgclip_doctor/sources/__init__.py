@@ -1,0 +1,1 @@
+"""Artefacts -> `Run`. Nothing that is read here is ever executed."""

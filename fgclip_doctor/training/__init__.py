@@ -1,0 +1,1 @@
+"""Training FG-CLIP: data, loop, checkpoints."""
