@@ -267,7 +267,8 @@ class Run:
 
     `checkpoints` are in order of step, the last one being what most checks read. `base` holds the weights that the run
     started from, where the user gave them. `roles` maps a role of design (``bank.image_keys``, ``scale.region``,
-    ``loss.region``) to the name of the tensor or the series that plays it. `problems` are the files that could not be read.
+    ``loss.region``) to the name of the tensor or the series that plays it. `problems` are the files that could not be
+    read.
     """
 
     subject: str
