@@ -352,7 +352,8 @@ class Run:
     def step(self) -> int:
         """Optimizer steps done at the latest checkpoint: the trainer's own count, or that of the folder's name."""
         checkpoint = self.checkpoint
-        for step in (checkpoint.trainer_step, checkpoint.step, checkpoint.optimizer and checkpoint.optimizer.step):
+        applied = checkpoint.optimizer.step if checkpoint.optimizer else None
+        for step in (checkpoint.trainer_step, checkpoint.step, applied):
             if step is not None:
                 return step
         return int(self.number("global_step"))
