@@ -1,0 +1,137 @@
+"""The report for people: boxes and colour on a terminal, one soft-wrapped line a finding in a pipe."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from fgclip_doctor.diagnosis import Report
+from fgclip_doctor.findings import Evidence, Finding, Severity, Value
+from fgclip_doctor.reports.inert import inert
+
+COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
+
+
+def render(report: Report, *, verbose: bool = False) -> str:
+    """Plain lines, for a pipe or a file: every finding on one line, whatever its length."""
+    lines = [f"fgclip-doctor: {inert(report.subject)}"]
+    lines += [f"detected: {role}: {inert(name)}" for role, name in report.detected.items()]
+    lines += [f"observed: {_evidence_line(one)}" for one in report.observations]
+    for finding in report.findings:
+        causes = f" [explained by {', '.join(finding.explained_by)}]" if finding.explained_by else ""
+        proof = "; ".join(_evidence_line(one) for one in finding.evidence)
+        rule = f"{finding.severity}: {finding.code} {finding.name}"
+        lines.append(
+            f"{rule}: {inert(finding.where)}: {inert(finding.message)}{causes} | evidence: {proof} | "
+            f"fix: {inert(finding.fix)}"
+        )
+    lines += [f"crashed: {code}: {inert(reason)}" for code, reason in report.crashed]
+    lines += [f"unreadable: {inert(problem)}" for problem in report.problems]
+    if verbose:
+        lines += [f"passed: {code}" for code in report.passed]
+        lines += [f"skipped: {code}: {inert(reason)}" for code, reason in report.skipped]
+    return "\n".join([*lines, verdict(report)]) + "\n"
+
+
+def render_rich(report: Report, *, verbose: bool = False) -> RenderableType:
+    """What a terminal shows."""
+    return Group(*_parts(report, verbose))
+
+
+def to_svg(renderable: RenderableType, *, title: str, width: int) -> str:
+    """A picture of a terminal that shows `renderable`."""
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(renderable)
+    return console.export_svg(title=title)
+
+
+def verdict(report: Report) -> str:
+    """The outcome in a sentence."""
+    counts = [
+        f"{report.count(severity)} {severity}{'' if report.count(severity) == 1 else 's'}"
+        for severity in Severity
+        if report.count(severity)
+    ]
+    found = ", ".join(counts) if counts else "nothing found" if report.passed else "nothing could be checked"
+    checks = f"{len(report.passed)} checks passed, {len(report.skipped)} skipped for want of evidence"
+    crashed = f", {len(report.crashed)} crashed" if report.crashed else ""
+    return f"{found}; {checks}{crashed}"
+
+
+def number(value: Value) -> str:
+    """A value as people read it: four significant digits for fractions, whole numbers whole."""
+    if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
+        return inert(str(value))
+    if not math.isfinite(value) or (value == int(value) and abs(value) < 1e15):
+        return f"{value:g}" if not math.isfinite(value) or abs(value) < 1e6 else str(int(value))
+    return f"{value:.4g}"
+
+
+def _evidence_line(evidence: Evidence) -> str:
+    expected = f" (expected {number(evidence.expected)})" if evidence.expected is not None else ""
+    why = f", {inert(evidence.why)}" if evidence.why else ""
+    step = f" at step {evidence.step}" if evidence.step is not None else ""
+    source = f" [{inert(evidence.source)}]" if evidence.source else ""
+    return f"{inert(evidence.name)} = {number(evidence.value)}{expected}{step}{why}{source}"
+
+
+def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
+    yield Text.assemble(("fgclip-doctor ", "bold"), inert(report.subject))
+    if report.detected:
+        yield Text(
+            "parts found: " + ", ".join(f"{role} {inert(name)}" for role, name in report.detected.items()), "dim"
+        )
+    if report.observations:
+        yield Padding(_table(report.observations), (1, 0, 0, 0))
+    for finding in report.findings:
+        yield Padding(_panel(finding), (1, 0, 0, 0))
+    yield ""
+    for code, reason in report.crashed:
+        yield Text(f"{code} crashed: {inert(reason)}", "red")
+    for problem in report.problems:
+        yield Text(f"could not be read: {inert(problem)}", "yellow")
+    if verbose:
+        for code in report.passed:
+            yield Text(f"{code} passed", "green")
+        for code, reason in report.skipped:
+            yield Text(f"{code} skipped: {inert(reason)}", "dim")
+    style = "green" if report.passed and not report.findings and not report.crashed else "bold"
+    yield Text(verdict(report), style)
+    if report.skipped and not verbose:
+        yield Text("--verbose lists what was skipped, and why", "dim")
+
+
+def _panel(finding: Finding) -> RenderableType:
+    colour = COLOUR[finding.severity]
+    body: list[RenderableType] = [Text(inert(finding.message)), _table(finding.evidence)]
+    if finding.explained_by:
+        body.insert(1, Text(f"A symptom: explained by {', '.join(finding.explained_by)}.", "italic"))
+    if finding.fix:
+        body.append(Text.assemble(("Fix: ", "bold"), inert(finding.fix)))
+    title = f"[bold {colour}]{finding.severity} {finding.code}[/] {escape(finding.name)}"
+    place = f"[dim]{escape(inert(finding.where))}[/]"
+    border = "dim" if finding.explained_by else colour
+    return Panel(
+        Group(*body), title=title, subtitle=place, title_align="left", subtitle_align="right", border_style=border
+    )
+
+
+def _table(evidence: Sequence[Evidence]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("measured", ratio=2, overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("expected", justify="right")
+    table.add_column("why, and where it was read", ratio=4, overflow="fold", style="dim")
+    for one in evidence:
+        place = "; ".join(inert(text) for text in (one.why, one.source) if text)
+        expected = number(one.expected) if one.expected is not None else ""
+        table.add_row(Text(inert(one.name)), Text(number(one.value)), Text(expected), Text(place))
+    return table
