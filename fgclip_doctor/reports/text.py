@@ -55,15 +55,15 @@ def to_svg(renderable: RenderableType, *, title: str, width: int) -> str:
 
 def verdict(report: Report) -> str:
     """The outcome in a sentence."""
-    counts = [
-        f"{report.count(severity)} {severity}{'' if report.count(severity) == 1 else 's'}"
-        for severity in Severity
-        if report.count(severity)
-    ]
+    counts = [_many(report.count(severity), severity) for severity in Severity if report.count(severity)]
     found = ", ".join(counts) if counts else "nothing found" if report.passed else "nothing could be checked"
-    checks = f"{len(report.passed)} checks passed, {len(report.skipped)} skipped for want of evidence"
+    checks = f"{_many(len(report.passed), 'check')} passed, {len(report.skipped)} skipped for want of evidence"
     crashed = f", {len(report.crashed)} crashed" if report.crashed else ""
     return f"{found}; {checks}{crashed}"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def number(value: Value) -> str:

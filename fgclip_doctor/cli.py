@@ -1,0 +1,194 @@
+"""The command line. Each command is a few lines; whatever is heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fgclip_doctor import __version__
+from fgclip_doctor.config import Config, ConfigError, parse_fail_on, read_config
+from fgclip_doctor.registry import Check, RegistryError, installed_checks, selected
+
+if TYPE_CHECKING:
+    from fgclip_doctor.diagnosis import Report
+    from fgclip_doctor.run import Run
+
+LONG_READ_BYTES = 1 << 28  # from here on, reading takes long enough for a progress bar
+
+app = typer.Typer(
+    name="fgclip-doctor",
+    help="Finds the silent faults of contrastive fine-tuning, and proves them with numbers.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich's help costs 50 ms on every command
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+def _fail(message: str) -> typer.Exit:
+    """One clear line on stderr, and the exit code for what is not a finding."""
+    from fgclip_doctor.reports.inert import inert
+
+    typer.echo(f"fgclip-doctor: {inert(message)}", err=True)
+    return typer.Exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fgclip-doctor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+Select = Annotated[list[str] | None, typer.Option("--select", help="Only these rules: codes, prefixes or names.")]
+Ignore = Annotated[list[str] | None, typer.Option("--ignore", help="Not these rules: codes, prefixes or names.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file to use instead of pyproject.toml.")]
+
+
+@app.command(
+    epilog="Examples:  fgclip-doctor audit checkpoint-240/   |   "
+    "fgclip-doctor audit runs/exp7 --base openai-clip/ --fact accumulation=8   |   "
+    "fgclip-doctor audit checkpoint-240/ --format json --fail-on warning"
+)
+def audit(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, run directories, weight files.")],
+    base: Annotated[Path | None, typer.Option("--base", help="The weights that the run started from.")] = None,
+    fact: Annotated[
+        list[str] | None,
+        typer.Option("--fact", metavar="NAME=VALUE", help="State what no file says, e.g. micro_batch=4."),
+    ] = None,
+    output_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TEXT,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report to this file.")] = None,
+    select: Select = None,
+    ignore: Ignore = None,
+    fail_on: Annotated[
+        str | None, typer.Option("--fail-on", help="Exit with 1 from here on: error (default), warning, info, never.")
+    ] = None,
+    config_file: ConfigFile = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also list what passed and what was skipped.")
+    ] = False,
+) -> None:
+    """Say what a checkpoint or a run directory tells: each fault, its evidence, its cause and its fix."""
+    from fgclip_doctor.diagnosis import diagnose
+    from fgclip_doctor.sources import load
+    from fgclip_doctor.sources.files import Unreadable
+
+    try:
+        config, checks = _settings(config_file, select, ignore)
+        threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
+        facts = {name: str(value) for name, value in config.facts.items()} | _facts(fact or [])
+        run = load(paths, base=base, facts=facts, roles=config.roles)
+        _read_weights(run)
+        report = diagnose(run, checks, thresholds=config.thresholds)
+    except (ConfigError, RegistryError, Unreadable) as error:
+        raise _fail(str(error)) from None
+    _print(report, output_format, output, verbose)
+    raise typer.Exit(report.exit_code(threshold))
+
+
+@app.command(epilog="Example:  fgclip-doctor rules --select FGD2")
+def rules(select: Select = None, ignore: Ignore = None) -> None:
+    """List the rules of every installed pack."""
+    try:
+        _, checks = _settings(None, select or ["all"], ignore)
+    except (ConfigError, RegistryError) as error:
+        raise _fail(str(error)) from None
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        typer.echo(f"{check.code}  {check.name:<{width}}  {check.severity:<7}  {check.defect}")
+
+
+@app.command(epilog="Example:  fgclip-doctor explain FGD201")
+def explain(code: Annotated[str, typer.Argument(help="A rule's code or name.")]) -> None:
+    """Explain a rule: why it hurts, what it reads, its benign look-alike, its fix and its sources."""
+    checks, _ = installed_checks()
+    check = next((one for one in checks if code.lower() in (one.code.lower(), one.name)), None)
+    if check is None:
+        raise _fail(f"there is no rule {code!r}; `fgclip-doctor rules` lists them")
+    typer.echo(f"{check.code} {check.name} ({check.severity})\n\n{check.explanation}")
+    for name, default in check.thresholds.items():
+        typer.echo(f"\nThreshold: {name} = {default!r}  ([tool.fgclip-doctor.thresholds.{check.name}])", nl=False)
+    typer.echo()
+
+
+def _settings(file: Path | None, select: list[str] | None, ignore: list[str] | None) -> tuple[Config, list[Check]]:
+    """The configuration and the checks that it and the command line leave; the command line wins."""
+    config = read_config(file)
+    checks, problems = installed_checks()
+    for problem in problems:
+        typer.echo(f"fgclip-doctor: {problem}", err=True)
+    config.check_against(checks)
+    return config, selected(checks, _codes(select) or config.select, (*config.ignore, *_codes(ignore)))
+
+
+def _codes(entries: list[str] | None) -> list[str]:
+    """``--select FGD1,FGD2 --select FGD301`` as a flat list."""
+    return [code.strip() for entry in entries or [] for code in entry.split(",") if code.strip()]
+
+
+def _facts(entries: list[str]) -> dict[str, str]:
+    facts = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"--fact takes NAME=VALUE, not {entry!r}")
+        facts[name.strip()] = value.strip()
+    return facts
+
+
+def _read_weights(run: Run) -> None:
+    """Take the streamed statistics of large weights ahead of the checks, with a progress bar where one can be seen."""
+    tensors = list(run.checkpoints[-1].tensors.values()) if run.checkpoints else []
+    total = sum(tensor.nbytes for tensor in tensors)
+    if total < LONG_READ_BYTES or not sys.stderr.isatty():
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = ("reading weights", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("weights", total=total)
+        for tensor in tensors:
+            _ = tensor.statistics
+            progress.advance(task, tensor.nbytes)
+
+
+def _print(report: Report, output_format: Format, output: Path | None, verbose: bool) -> None:
+    if output_format is Format.JSON:
+        from fgclip_doctor.reports import json
+
+        rendered = json.render(report, version=__version__)
+    else:
+        from fgclip_doctor.reports import text
+
+        if output is None and sys.stdout.isatty():
+            from rich.console import Console
+
+            Console().print(text.render_rich(report, verbose=verbose))
+            return
+        rendered = text.render(report, verbose=verbose)
+    if output is None:
+        typer.echo(rendered, nl=False)
+        return
+    try:
+        output.write_text(rendered, encoding="utf-8")
+    except OSError as error:
+        raise _fail(f"{output}: {error.strerror}") from None
