@@ -1,0 +1,102 @@
+"""The contrastive losses. Each comes with the number of candidates, without which its value means nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One named term of the loss. All but `weight` are scalar tensors; `loss` is not yet weighted."""
+
+    loss: Tensor
+    candidates: Tensor  # per anchor, the positive included; on average, where a mask makes them differ
+    accuracy: Tensor  # share of the anchors whose positive has the largest logit
+    margin: Tensor  # of the positive logit over the mean of its row, in nats
+    weight: float
+
+
+def total(terms: Mapping[str, Term]) -> Tensor:
+    """The weighted sum that is minimised."""
+    return torch.stack([term.weight * term.loss for term in terms.values()]).sum()
+
+
+def info_nce(logits: Tensor, targets: Tensor, weight: float) -> Term:
+    """Cross-entropy over the rows of `logits` (anchors, candidates), where `-inf` is no candidate.
+
+    Without anchors the loss is a zero that still has a gradient, so that no rank waits for another.
+    """
+    if not len(logits):
+        nothing = torch.zeros((), device=logits.device)
+        return Term(loss=logits.sum(), candidates=nothing, accuracy=nothing, margin=nothing, weight=weight)
+    loss = F.cross_entropy(logits, targets)
+    with torch.no_grad():
+        usable = logits > -torch.inf  # (anchors, candidates)
+        candidates = usable.sum(1)  # (anchors,)
+        positive = logits.gather(1, targets[:, None])[:, 0]  # (anchors,)
+        row_mean = logits.masked_fill(~usable, 0).sum(1) / candidates  # (anchors,)
+        accuracy = (logits.argmax(1) == targets).float().mean()
+        margin = (positive - row_mean).mean()
+    return Term(loss=loss, candidates=candidates.float().mean(), accuracy=accuracy, margin=margin, weight=weight)
+
+
+def mean_of(first: Term, second: Term) -> Term:
+    """The mean of the two directions of a symmetric loss."""
+    return Term(
+        loss=(first.loss + second.loss) / 2,
+        candidates=(first.candidates + second.candidates) / 2,
+        accuracy=(first.accuracy + second.accuracy) / 2,
+        margin=(first.margin + second.margin) / 2,
+        weight=first.weight,
+    )
+
+
+def global_loss(image_features: Tensor, text_features: Tensor, scale: Tensor, weight: float) -> Term:
+    """Images against texts (B, D), both ways, over the samples of every rank."""
+    start, all_images, all_texts = gathered(image_features, text_features)
+    targets = start + torch.arange(len(image_features), device=image_features.device)  # (B,)
+    image_to_text = scale * image_features @ all_texts.T  # (B, world B)
+    text_to_image = scale * text_features @ all_images.T  # (B, world B)
+    return mean_of(info_nce(image_to_text, targets, weight), info_nce(text_to_image, targets, weight))
+
+
+def region_loss(
+    region_features: Tensor,
+    text_features: Tensor,
+    scale: Tensor,
+    weight: float,
+    bank: tuple[Tensor, Tensor, Tensor] | None,
+) -> Term:
+    """Regions against their captions (R, D), both ways, within the forward pass and, where given, the bank."""
+    logits = scale * region_features @ text_features.T  # (R, R)
+    region_to_text, text_to_region = logits, logits.T
+    if bank is not None:
+        image_keys, text_keys, usable = bank  # (D, K), (D, K), (R, K)
+        old_texts = (scale * region_features @ text_keys).masked_fill(~usable, -torch.inf)  # (R, K)
+        old_regions = (scale * text_features @ image_keys).masked_fill(~usable, -torch.inf)  # (R, K)
+        region_to_text = torch.cat([region_to_text, old_texts], dim=1)  # (R, R + K)
+        text_to_region = torch.cat([text_to_region, old_regions], dim=1)  # (R, R + K)
+    targets = torch.arange(len(logits), device=logits.device)  # (R,)
+    return mean_of(info_nce(region_to_text, targets, weight), info_nce(text_to_region, targets, weight))
+
+
+def hard_loss(region_features: Tensor, text_features: Tensor, scale: Tensor, weight: float) -> Term:
+    """Regions (H, D) against their own caption, which comes first, and its ten hard negatives, (H, 11, D)."""
+    logits = scale * torch.einsum("hd,hcd->hc", region_features, text_features)  # (H, 11)
+    return info_nce(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device), weight)
+
+
+def gathered(image_features: Tensor, text_features: Tensor) -> tuple[int, Tensor, Tensor]:
+    """The features of every rank with their gradients, and where this rank's own begin."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, image_features, text_features
+    from torch.distributed.nn.functional import all_gather  # it warns on import where there is no distribution
+
+    start = torch.distributed.get_rank() * len(image_features)
+    images, texts = (torch.cat(all_gather(x)) for x in (image_features, text_features))  # type: ignore[no-untyped-call]
+    return start, images, texts  # (world B, D) each

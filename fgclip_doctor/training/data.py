@@ -1,0 +1,109 @@
+"""Samples, and how a micro-batch is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fgclip_doctor.core.model import Batch
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images: Radford et al. 2021, released code
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+NEGATIVES = 10  # hard negatives to a region: Xie et al. 2025 (FG-CLIP), section 3.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A box (xyxy, normalised) with its caption and either no or ten hard negatives."""
+
+    box: tuple[float, float, float, float]
+    caption: str
+    negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One image, (3, side, side) in 0..255, with its captions and regions."""
+
+    image: Tensor
+    long_caption: str
+    short_caption: str
+    regions: tuple[Region, ...]
+
+
+class Dataset(Protocol):
+    """Samples by number: the same number is always the same sample."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids, begin and end tokens included; the end token also pads."""
+
+    eos_token_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> Batch:
+    """Joins samples into one micro-batch, in which every distinct short text stands once."""
+    texts: dict[str, int] = {}  # in order of first use
+
+    def number(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
+    short_index = [number(sample.short_caption) for sample in samples]
+    regions = [(image, region) for image, sample in enumerate(samples) for region in sample.regions]
+    region_index = [number(region.caption) for _, region in regions]
+    hard = [(box, region) for box, (_, region) in enumerate(regions) if region.negatives]
+    hard_index = [[number(text) for text in (region.caption, *region.negatives)] for _, region in hard]
+    return Batch(
+        pixel_values=pixels([sample.image for sample in samples]),
+        long_ids=padded([tokenizer.encode(sample.long_caption) for sample in samples], tokenizer.eos_token_id),
+        text_ids=padded([tokenizer.encode(text) for text in texts], tokenizer.eos_token_id),
+        short_index=torch.tensor(short_index),
+        boxes=torch.tensor([region.box for _, region in regions]).reshape(-1, 4),
+        box_image=torch.tensor([image for image, _ in regions], dtype=torch.long),
+        boxes_per_image=max(len(sample.regions) for sample in samples),
+        region_index=torch.tensor(region_index, dtype=torch.long),
+        hard_box=torch.tensor([box for box, _ in hard], dtype=torch.long),
+        hard_index=torch.tensor(hard_index, dtype=torch.long).reshape(-1, 1 + NEGATIVES),
+    )
+
+
+def pixels(images: Sequence[Tensor]) -> Tensor:
+    """Images in 0..255 as CLIP's towers want them, (B, 3, side, side)."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))  # (3, 1, 1)
+    return (torch.stack(list(images)).float() / 255 - mean) / std  # (B, 3, side, side)
+
+
+def padded(texts: Sequence[Sequence[int]], eos_token_id: int) -> Tensor:
+    """Token ids padded to the longest text, (B, T). The text tower is causal, so no longer padding could matter."""
+    ids = torch.full((len(texts), max(map(len, texts))), eos_token_id)  # (B, T)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = torch.tensor(text)
+    return ids
+
+
+def micro_batches(
+    dataset: Dataset, tokenizer: Tokenizer, *, size: int, seed: int, start: int = 0
+) -> Iterator[tuple[int, Batch]]:
+    """Shuffled micro-batches without end, each with its epoch, beginning with number `start`.
+
+    The order depends on nothing but the seed, so a resumed run goes on where it stopped.
+    """
+    per_epoch = len(dataset) // size
+    if not per_epoch:
+        raise ValueError(f"{len(dataset)} samples do not make a micro-batch of {size}")
+    epoch, first = divmod(start, per_epoch)
+    while True:
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        for batch in range(first, per_epoch):
+            chosen = order[batch * size : (batch + 1) * size]
+            yield epoch, collate([dataset[index] for index in chosen], tokenizer)
+        epoch, first = epoch + 1, 0

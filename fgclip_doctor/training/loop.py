@@ -1,0 +1,118 @@
+"""The training loop: read `train`, it is all there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fgclip_doctor.core import pretrained
+from fgclip_doctor.core.losses import Term, total
+from fgclip_doctor.core.model import FgclipModel
+from fgclip_doctor.training import checkpointing
+from fgclip_doctor.training.checkpointing import Progress
+from fgclip_doctor.training.data import micro_batches
+from fgclip_doctor.training.faults import plant
+from fgclip_doctor.training.optim import build_optimizer, build_scheduler, named_parameters, parameter_groups
+from fgclip_doctor.training.settings import TrainConfig
+from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
+
+OnStep = Callable[[dict[str, float]], None]
+
+
+def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
+    """Trains to `max_steps` and returns the last checkpoint. `on_step` gets every entry of the log as it is made."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    model = build_model(config).to(device).train()
+    groups = parameter_groups(model, config)
+    plant(config.faults, model, groups)
+    clipped = [parameter for _, parameter in named_parameters(groups)]
+    optimizer = build_optimizer(groups, config)
+    scheduler = build_scheduler(optimizer, config)
+
+    progress = Progress()
+    directory = checkpointing.latest(config.output_dir) if config.resume else None
+    if directory is not None:
+        progress = checkpointing.restore(directory, model, optimizer, scheduler)
+    batches = micro_batches(
+        Scenes(config.scenes, seed=config.seed, regions=config.regions_per_scene),
+        WordTokenizer(),
+        size=config.micro_batch,
+        seed=config.seed,
+        start=progress.step * config.accumulation,
+    )
+
+    meter = Meter()
+    while progress.step < config.max_steps:
+        for _ in range(config.accumulation):
+            progress.epoch, batch = next(batches)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                terms = model(batch.to(device), step=progress.step)
+            loss = total(terms)
+            torch.autograd.backward(loss / config.accumulation)
+            meter.add(loss, terms)
+        grad_norm = torch.nn.utils.clip_grad_norm_(clipped, config.max_grad_norm or math.inf)
+        rate = scheduler.get_last_lr()[0]  # that of the step to come, as the Trainer logs it
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        model.clamp_scales()
+        progress.step += 1
+
+        if progress.step % config.logging_steps == 0 or progress.step == config.max_steps:
+            entry: dict[str, float] = {"step": progress.step, "epoch": progress.epoch, **meter.means()}
+            entry |= {"learning_rate": rate, "grad_norm": grad_norm.item(), **state_of(model)}
+            progress.log_history.append(entry)
+            if on_step is not None:
+                on_step(entry)
+            meter = Meter()
+        if progress.step % config.save_steps == 0 or progress.step == config.max_steps:
+            directory = checkpointing.save(config, model, optimizer, scheduler, progress)
+    if directory is None:
+        raise ValueError("nothing to do: max_steps is 0")
+    return directory
+
+
+def build_model(config: TrainConfig) -> FgclipModel:
+    """A fresh model, or one with the weights of `base`, whose missing heads are copies of those they branch off."""
+    if config.base is None:
+        return FgclipModel(config.model)
+    return pretrained.from_base(config.base, config.model)
+
+
+class Meter:
+    """Means over the forward passes since the last log entry. They stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, loss: Tensor, terms: dict[str, Term]) -> None:
+        self.note("loss", loss)
+        for name, term in terms.items():
+            self.note(f"loss_{name}", term.loss)
+            self.note(f"candidates_{name}", term.candidates)
+            self.note(f"accuracy_{name}", term.accuracy)
+            self.note(f"margin_{name}", term.margin)
+
+    def note(self, name: str, value: Tensor) -> None:
+        value = value.detach()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        return {name: value.item() / self.counts[name] for name, value in self.sums.items()}
+
+
+def state_of(model: FgclipModel) -> dict[str, float]:
+    """What the log says of the model itself: the scales, in log space, and the bank."""
+    state = {name: scale.item() for name, scale in model.logit_scales().items()}
+    if model.bank is not None:
+        state["forwards"] = model.bank.training_steps.item()
+        state["bank_rows"] = model.bank.filled().sum().item()
+        state["bank_pointer"] = model.bank.queue_ptr.item()
+    return state

@@ -1,0 +1,74 @@
+"""What a training run is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fgclip_doctor.core.config import FgclipConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run on the synthetic scenes. Steps are optimizer steps; learning rates are peaks.
+
+    The learning rates of the parts default to `learning_rate`. `base` is a checkpoint to start from: its weights and
+    its architecture, with `model` saying what the run adds (region head, bank, loss weights).
+    """
+
+    output_dir: Path
+    model: FgclipConfig = field(default_factory=lambda: FgclipConfig.preset("tiny"))
+    base: Path | None = None
+    resume: bool = False  # from the latest checkpoint in output_dir
+
+    max_steps: int = 300
+    micro_batch: int = 16
+    accumulation: int = 1
+    scenes: int = 4096
+    regions_per_scene: float = 2.0
+    seed: int = 0
+
+    learning_rate: float = 1e-3
+    text_learning_rate: float | None = None
+    projection_learning_rate: float | None = None
+    scale_learning_rate: float | None = None
+    betas: tuple[float, float] = (0.9, 0.98)  # with eps, CLIP's for a ViT: Radford et al. 2021, table 19
+    eps: float = 1e-6
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0  # 0 is off
+    warmup_steps: int = 20
+    schedule: Literal["cosine", "constant"] = "cosine"
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 is autocast; parameters are fp32 either way
+
+    logging_steps: int = 1
+    save_steps: int = 100
+    faults: tuple[str, ...] = ()  # names of `fgclip_doctor.training.faults.FAULTS`, planted on purpose
+
+    def to_training_args(self) -> dict[str, Any]:
+        """The settings under the names of Hugging Face's `TrainingArguments`, where it has one."""
+        return {
+            "output_dir": str(self.output_dir),
+            "max_steps": self.max_steps,
+            "per_device_train_batch_size": self.micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            "learning_rate": self.learning_rate,
+            "text_model_lr": self.text_learning_rate,
+            "projection_lr": self.projection_learning_rate,
+            "logit_scale_lr": self.scale_learning_rate,
+            "adam_beta1": self.betas[0],
+            "adam_beta2": self.betas[1],
+            "adam_epsilon": self.eps,
+            "weight_decay": self.weight_decay,
+            "max_grad_norm": self.max_grad_norm,
+            "warmup_steps": self.warmup_steps,
+            "lr_scheduler_type": self.schedule,
+            "bf16": self.precision == "bf16",
+            "fp16": False,
+            "logging_steps": self.logging_steps,
+            "save_steps": self.save_steps,
+            "seed": self.seed,
+            "dataset_size": self.scenes,
+            "regions_per_sample": self.regions_per_scene,
+            "world_size": 1,
+        }
