@@ -1,0 +1,406 @@
+"""The memory bank of a run: its rows the right way round, how many were written, and whether they are only noise.
+
+Rows are (K, D): K keys of width D. Row i of the image bank and row i of the text bank were enqueued together, so they
+are a pair, and what the features have learnt can be read from the bank with no data at all.
+
+**The test for noise.** Rows that were drawn instead of encoded are uniform on the sphere once they are normalised and
+their mean entry is removed (which makes ``rand`` and ``randn`` alike, and costs one of the d dimensions). Of m such
+rows, with pairs that are uncorrelated:
+
+- the mean off-diagonal cosine is 0 with variance ``2 / (m (m-1) d)``; ``d |sum|^2 / m`` is chi-squared with d degrees;
+- the mean squared cosine is 1/d, each with variance ``2 (d-1) / (d^2 (d+2))``;
+- the mean cosine with *any* partners that know nothing of them is 0 with variance ``1 / (d m)``.
+
+Rows are noise when none of the three is further than `CRITICAL` = 4 standard deviations from that, which noise itself
+exceeds once in 2,000 times or less. Encoded rows share a mean direction, or use fewer directions than there are, or
+agree with their partners; they pass for noise only where the rows are too few to show it, and there the verdict is
+"undecided": less than 1 in 1,000 encoded banks is called noise as long as it uses at most half of the directions
+that it has, or its pairs agree by a cosine of 0.1 (with one modality alone: at most 5/6 of the directions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import exp, log2, sqrt
+from typing import TYPE_CHECKING, Any, Literal
+
+from fgclip_doctor import theory
+from fgclip_doctor.findings import Evidence
+from fgclip_doctor.run import Checkpoint, Missing, Run, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ROLES = {"image": "bank.image_keys", "text": "bank.text_keys"}
+CRITICAL = 4.0  # standard deviations within which a statistic is that of noise
+POWER = 3.1  # standard deviations to spare before encoded rows would look like noise: 1 in 1,000
+SAMPLE = 8192  # rows that the statistics read, evenly spaced; bounds the time and memory of the large banks
+RETRIEVAL = 4096  # rows that are matched against each other
+
+Verdict = Literal["noise", "encoded", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the rows [start, stop) of one modality look like. The z are standard deviations from random rows."""
+
+    modality: str
+    source: str
+    start: int
+    stop: int
+    zeros: int
+    count: int  # rows that were measured: finite, not zero, and a sample of a large bank
+    mean_cosine: float
+    mean_cosine_z: float
+    spread: float  # mean squared off-diagonal cosine times d: 1 for random rows, d / (directions in use) for others
+    spread_z: float
+    alignment: float | None  # mean cosine with the partners in the other bank; None without partners
+    alignment_z: float | None
+    verdict: Verdict
+
+    def evidence(self) -> tuple[Evidence, ...]:
+        rows = f"{self.count} of the rows {self.start} to {self.stop}"
+        stated = [
+            ("mean cosine between rows", self.mean_cosine, "away from 0", self.mean_cosine_z, "0"),
+            ("spread of cosines, times d", self.spread, "over 1", self.spread_z, "1"),
+            ("mean cosine with partners", self.alignment, "over 0", self.alignment_z, "0"),
+        ]
+        return tuple(
+            Evidence(
+                name=f"{self.modality} rows: {name}",
+                value=round(value, 5),
+                expected=f"{expected} in encoded rows",
+                why=f"{z:+.1f} standard deviations from the {null} of random rows ({rows})",
+                source=self.source,
+            )
+            for name, value, expected, z, null in stated
+            if value is not None and z is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """What paired rows say of the features that wrote them. `rows` were matched against each other."""
+
+    rows: int
+    image_to_text: float  # share of images whose own text comes first
+    text_to_image: float
+    bits: float  # learnt bits of the two directions' mean, at most log2 of `rows`
+
+    @property
+    def chance(self) -> float:
+        return theory.chance_top1(self.rows)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The memory bank of one checkpoint. A count or flag that wasn't saved is None."""
+
+    checkpoint: Checkpoint
+    keys: Mapping[str, Tensor]  # "image", "text": one or both
+    width_first: Mapping[str, bool]  # stored as (D, K), as MoCo does
+    pointer: int | None
+    full: bool | None
+    enabled: bool | None  # the saved switch, not the configuration's wish
+
+    @property
+    def size(self) -> int:
+        """K, rows per modality."""
+        return min(tensor.shape[1 if self.width_first[name] else 0] for name, tensor in self.keys.items())
+
+    @property
+    def dimension(self) -> int:
+        """D, width of a row."""
+        name, tensor = next(iter(self.keys.items()))
+        return tensor.shape[0 if self.width_first[name] else 1]
+
+    @property
+    def sources(self) -> str:
+        return ", ".join(str(tensor.source) for tensor in self.keys.values())
+
+    @property
+    def names(self) -> str:
+        return ", ".join(tensor.name for tensor in self.keys.values())
+
+    @property
+    def written(self) -> int | None:
+        """Rows [0, written) were certainly enqueued by what the bank itself says; None where it doesn't say.
+
+        With no fill flag, a pointer at 0 may be that of a ring that has just wrapped.
+        """
+        if self.full:
+            return self.size
+        if self.pointer is None or (self.pointer == 0 and self.full is None):
+            return None
+        return min(self.pointer, self.size)
+
+    def rows(self, modality: str) -> NDArray[np.floating[Any]]:
+        """The rows of one modality, (K, D)."""
+        return self._values[modality]
+
+    @cached_property
+    def _values(self) -> dict[str, NDArray[Any]]:
+        return {
+            name: tensor.values().T if self.width_first[name] else tensor.values() for name, tensor in self.keys.items()
+        }
+
+    @cached_property
+    def norms(self) -> dict[str, NDArray[np.float64]]:
+        """The length of every row, (K,), by modality."""
+        return {name: _norms(rows) for name, rows in self._values.items()}
+
+    @property
+    def empty(self) -> bool:
+        """True when every row of every modality is zero."""
+        return not any(norms.any() for norms in self.norms.values())
+
+    def look(self, start: int = 0, stop: int | None = None) -> list[Rows]:
+        """The statistics of the rows [start, stop), by modality."""
+        stop = self.size if stop is None else stop
+        return [self._look(modality, start, stop) for modality in self.keys]
+
+    def _look(self, modality: str, start: int, stop: int) -> Rows:
+        import numpy as np
+
+        usable = {name: np.isfinite(norms) & (norms > 0) for name, norms in self.norms.items()}
+        shape = self.rows(modality).shape
+        partner = next(
+            (n for n in self.keys if n != modality and self.rows(n).shape == shape and usable[n].any()), modality
+        )
+        index = start + np.flatnonzero((usable[modality] & usable[partner])[start:stop])
+        index = index[:: max(1, -(-len(index) // SAMPLE))]
+        rows = _directions(self.rows(modality)[index])
+        d, m = shape[1] - 1, len(rows)
+        alignment = None
+        if partner != modality and m:
+            alignment = float(np.einsum("md,md->", rows, _directions(self.rows(partner)[index])) / m)
+        mean, mean_z, spread, spread_z = _isotropy(rows, d) if m > 1 and d > 1 else (0.0, 0.0, 1.0, 0.0)
+        alignment_z = None if alignment is None else alignment * sqrt(d * m)
+        measured = [abs(z) for z in (mean_z, spread_z, alignment_z) if z is not None]
+        verdict: Verdict = "noise" if has_power(m, d, paired=alignment is not None) else "undecided"
+        return Rows(
+            modality=modality,
+            source=str(self.keys[modality].source),
+            start=start,
+            stop=stop,
+            zeros=int((self.norms[modality][start:stop] == 0).sum()),
+            count=m,
+            mean_cosine=mean,
+            mean_cosine_z=mean_z,
+            spread=spread,
+            spread_z=spread_z,
+            alignment=alignment,
+            alignment_z=alignment_z,
+            verdict="encoded" if max(measured) > CRITICAL else verdict,
+        )
+
+    def retrieval(self, scale: float) -> Retrieval:
+        """How well the written rows find their partners, and the learnt bits at `scale`; no data is needed for it.
+
+        Ties share their point. Of a bank with more than `RETRIEVAL` rows, that many are taken, evenly spaced.
+        """
+        import numpy as np
+
+        if set(self.keys) != set(ROLES) or self.rows("image").shape[1] != self.rows("text").shape[1]:
+            raise Missing("the bank doesn't hold pairs of images and texts")
+        written = self.size if self.written is None else self.written
+        usable = [np.isfinite(norms[:written]) & (norms[:written] > 0) for norms in self.norms.values()]
+        index = np.flatnonzero(usable[0] & usable[1])
+        index = index[:: max(1, -(-len(index) // RETRIEVAL))]
+        if len(index) < 2:
+            raise Missing("the bank holds fewer than two pairs")
+        images, texts = (_unit(self.rows(name)[index]) for name in ROLES)
+        forward, backward = _matching(images, texts), _matching(texts, images)
+        bits = scale * (forward[1] + backward[1]) / 2 / theory.LN2
+        return Retrieval(len(index), forward[0], backward[0], min(bits, log2(len(index))))
+
+
+def memory_bank(run: Run, checkpoint: Checkpoint | None = None) -> Bank:
+    """The bank of `checkpoint` (the latest one by default). Raises `Missing` when it holds none."""
+    checkpoint = run.checkpoint if checkpoint is None else checkpoint
+    found = {name: run.roles.get(role, "") for name, role in ROLES.items()}
+    keys = {name: checkpoint.tensors[key] for name, key in found.items() if key in checkpoint.tensors}
+    if not keys:
+        raise Missing("no memory bank was found in the weights; [tool.fgclip-doctor.roles] can name it")
+    return Bank(
+        checkpoint,
+        keys,
+        _width_first(run, keys),
+        pointer=_count(run, "bank.pointer", checkpoint),
+        full=_flag(run, "bank.full", checkpoint),
+        enabled=_flag(run, "bank.enabled", checkpoint),
+    )
+
+
+def banks(run: Run) -> list[Bank]:
+    """The banks of all checkpoints that hold one, in order of step."""
+    names = {run.roles.get(role) for role in ROLES.values()}
+    return [memory_bank(run, one) for one in run.checkpoints if names & one.tensors.keys()]
+
+
+def forwards(run: Run, checkpoint: Checkpoint | None = None) -> int | None:
+    """The model's own count of its forward passes, where it keeps one."""
+    return _count(run, "clock.forwards", run.checkpoint if checkpoint is None else checkpoint)
+
+
+def warmup_over(run: Run, *, patience: int = 200, share: float = 0.2) -> bool:
+    """True when the bank must have been switched on by now, whatever clock its warmup is counted in.
+
+    An optimizer step is the slowest of the clocks, so a warmup of unknown unit is over when the steps exceed it. A
+    warmup of unknown length is over after `patience` steps and a `share` of the run. Where steps aren't known, there
+    were at least forwards / accumulation of them, and nobody accumulates more than 32 micro-batches unsaid.
+    """
+    count = forwards(run)
+    try:
+        step = run.step
+    except Missing:
+        if count is None:
+            raise Missing("neither steps nor forwards are known, so the bank may still be waiting") from None
+        step = int(count / run.number("accumulation", 32.0))
+    if "bank_warmup" in run.facts:
+        in_forwards = "bank_clock" in run.facts and run.facts["bank_clock"].value == "forward"
+        return (count if in_forwards and count is not None else step) > run.number("bank_warmup")
+    return step >= max(patience, share * run.number("max_steps", 0.0))
+
+
+def observations(run: Run) -> list[Evidence]:
+    """What a report shows of the bank: its size, how far it is filled, and what its pairs say of the features."""
+    bank = memory_bank(run)
+    source = bank.sources
+    seen = [
+        Evidence(name="bank size", value=bank.size, why=f"rows of width {bank.dimension} per modality", source=source),
+        Evidence(name="bank pointer", value=bank.pointer, why="the row that is written next", source=source),
+        Evidence(name="bank full", value=bank.full, why="the fill flag", source=source),
+        Evidence(name="bank rows written", value=bank.written, why="by the pointer and the flag", source=source),
+    ]
+    role = next((role for role in ("scale.region", "scale.global") if run.has_role(role)), None)
+    logit_scale = run.role(role).item() if role else None
+    found = bank.retrieval(exp(min(logit_scale, 20.0)) if logit_scale is not None else 0.0)
+    for direction, share in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
+        seen.append(
+            Evidence(
+                name=f"retrieval inside the bank, {direction}",
+                value=round(share, 4),
+                expected=f"over {found.chance:.4f}",
+                why=f"{found.rows} rows that were enqueued as pairs; chance is 1/{found.rows}",
+                source=source,
+            )
+        )
+    if logit_scale is not None:
+        seen.append(
+            Evidence(
+                name="bits learnt, by the bank's pairs",
+                value=round(found.bits, 2),
+                expected=f"up to {log2(found.rows):.2f}",
+                why=f"margin of the positive over its row at scale {exp(min(logit_scale, 20.0)):.4g}",
+                source=source,
+            )
+        )
+    return seen
+
+
+def has_power(rows: int, dimension: int, *, paired: bool) -> bool:
+    """Whether so many rows are enough for the verdict "noise" to be safe (see the module's docstring)."""
+    ratio = 2.0 if paired else 1.2  # d / (directions in use) of the least telling encoded bank; the spread of that
+    shown = (ratio - 1) * rows / 2 - POWER * ratio >= CRITICAL  # estimate is `ratio` times the null's
+    return shown and (not paired or 0.1 * sqrt(rows * dimension) >= CRITICAL + POWER)
+
+
+def _isotropy(rows: NDArray[Any], d: int) -> tuple[float, float, float, float]:
+    """Mean off-diagonal cosine of unit `rows` (m, .) and mean squared one times d, each with its z on a d-sphere."""
+    import numpy as np
+
+    m = len(rows)
+    total = float(np.sum(np.square(rows.sum(axis=0, dtype=np.float64))))
+    gram = rows.T @ rows if m > rows.shape[1] else rows @ rows.T
+    squares = float(np.sum(np.square(gram), dtype=np.float64))
+    mean = (total - m) / (m * (m - 1))
+    # Wilson and Hilferty 1931: the cube root of a chi-squared variable is very nearly normal
+    mean_z = ((total / m) ** (1 / 3) - (1 - 2 / (9 * d))) / sqrt(2 / (9 * d))
+    spread = d * (squares - m) / (m * (m - 1))
+    return mean, mean_z, spread, (spread - 1) / (2 * sqrt((d - 1) / (d + 2) / (m * (m - 1))))
+
+
+def _directions(rows: NDArray[Any]) -> NDArray[Any]:
+    """Unit rows in the subspace where the entries of a row sum to 0."""
+    return _unit(rows - rows.mean(axis=1, keepdims=True))
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def _norms(rows: NDArray[Any], block: int = 4096) -> NDArray[np.float64]:
+    import numpy as np
+
+    blocks = [np.linalg.norm(rows[i : i + block].astype(np.float64), axis=1) for i in range(0, len(rows), block)]
+    return np.concatenate(blocks)
+
+
+def _matching(anchors: NDArray[Any], candidates: NDArray[Any], block: int = 1024) -> tuple[float, float]:
+    """Top-1 share and mean margin of the positive over its row in cosines; row i of one belongs to row i of other."""
+    import numpy as np
+
+    hits = margin = 0.0
+    for start in range(0, len(anchors), block):
+        cosines = anchors[start : start + block] @ candidates.T  # (block, K)
+        positives = np.arange(start, start + len(cosines))
+        positive = np.take_along_axis(cosines, positives[:, None], axis=1)
+        better = (cosines > positive + 1e-6).any(axis=1)
+        hits += float(np.sum(~better / (np.abs(cosines - positive) <= 1e-6).sum(axis=1)))
+        margin += float(theory.margins(cosines, positives).sum())
+    return hits / len(anchors), margin / len(anchors)
+
+
+def _width_first(run: Run, keys: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Which banks are stored as (D, K): by the widths of the heads, the bank's known size, unit norms, or each other.
+
+    Raises `Missing` where none of them tells.
+    """
+    told = {name: _told(run, tensor) for name, tensor in keys.items()}
+    for name, one in told.items():
+        other = next((told[n] for n in keys if keys[n].shape == keys[name].shape and told[n] is not None), None)
+        told[name] = one if one is not None else other
+    if None in told.values():
+        shapes = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in keys.values())
+        raise Missing(f"it can't be told which axis of the bank is its width ({shapes}); --fact dimension=N states it")
+    return {name: bool(one) for name, one in told.items()}
+
+
+def _told(run: Run, tensor: Tensor) -> bool | None:
+    import numpy as np
+
+    if len(tensor.shape) != 2 or 0 in tensor.shape or not tensor.dtype.startswith(("float", "bfloat")):
+        raise Missing(f"{tensor.name} is no bank: {tensor.dtype} of shape {tensor.shape}")
+    heads = [set(head.shape[-2:]) for _, head in run.heads() if len(head.shape) == 2]
+    widths = set.intersection(*heads) if heads else set()
+    if "dimension" in run.facts:
+        widths = {int(run.number("dimension"))}
+    size = int(run.number("bank_size", 0.0))
+    for lengths, first in ((widths, True), ({size}, False)):
+        matches = [length in lengths for length in tensor.shape]
+        if matches.count(True) == 1:
+            return matches[0] is first
+    values = tensor.values()
+    with np.errstate(invalid="ignore"):
+        unit = [float(np.mean(np.abs(_norms(rows) - 1) < 0.02)) for rows in (values.T, values)]
+    if max(unit) > 0.5 and min(unit) < 0.5:
+        return unit[0] > unit[1]
+    return None
+
+
+def _count(run: Run, role: str, checkpoint: Checkpoint) -> int | None:
+    tensor = checkpoint.tensors.get(run.roles.get(role, ""))
+    value = tensor.item() if tensor is not None and tensor.size == 1 else -1.0
+    return int(value) if value >= 0 and value == value // 1 else None
+
+
+def _flag(run: Run, role: str, checkpoint: Checkpoint) -> bool | None:
+    tensor = checkpoint.tensors.get(run.roles.get(role, ""))
+    return tensor.item() != 0 if tensor is not None and tensor.size == 1 else None
