@@ -1,0 +1,1 @@
+"""Checks of clocks, steps and resumes."""

@@ -1,0 +1,1 @@
+"""Checks of gradients, optimizer membership and updates."""

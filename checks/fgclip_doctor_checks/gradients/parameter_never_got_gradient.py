@@ -1,0 +1,91 @@
+"""FGD103."""
+
+import re
+from collections.abc import Iterator
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.parts import named, tower
+from fgclip_doctor.run import Optimizer
+
+BLOCK = re.compile(r"\.(?:layers?|blocks|resblocks|h)\.(\d+)\.")
+
+
+@check("FGD103", "parameter-never-got-gradient", Severity.ERROR)
+def parameter_never_got_gradient(run: Run) -> Iterator[Finding]:
+    """A head, a scale or the start of a tower is in the optimizer, but no gradient has ever reached it.
+
+    Why: requires_grad and a place in the optimizer don't make a parameter learn: a detach, an unused branch or a loss
+    that is never added leaves it as it was, and nothing raises an error.
+    Evidence: Adam keeps no state for a parameter whose gradient was always None, and a second moment of exactly zero
+    where it was always zero.
+    Benign: the last blocks of a tower (features are often taken before them), poolers, tables and adapters; the
+    scale of a branch that does not run at all; a learning rate of zero; a run without a step.
+    Fix: follow the loss back to the parameter: look for detach(), no_grad(), a head that is computed but not used, and
+    reentrant checkpointing over frozen inputs. If the branch is off on purpose, freeze the parameter.
+    Sources: torch.optim.Adam (state is made at the first gradient); 2U1/Qwen-VL-Series-Finetune#193.
+    """
+    optimizer = named(run)
+    if not optimizer.states:
+        raise Missing("the optimizer keeps no state per parameter, or has not made a step")
+    if max(run.step, optimizer.step or 0) < 1:
+        raise Missing("the run has not made a step")
+    dead = {index for index in optimizer.indices if _dead(optimizer, index)}
+    alive = {name for index in optimizer.indices if index not in dead for name in optimizer.names.get(index, ())}
+    parts = {tensor.name: role for role, tensor in run.heads()}
+    parts |= {run.role(role).name: role for role in run.roles if role.startswith("scale.") and run.has_role(role)}
+    for index in sorted(dead):
+        names = optimizer.names.get(index, ())
+        if names and parts.keys() >= set(names) and all(_runs(run, parts[name], alive) for name in names):
+            listed = names[0] if len(names) == 1 else f"One of {', '.join(names)}"
+            yield _finding(run, optimizer, index, f"{listed} is in the optimizer", ", ".join(names))
+    certain = {names[0]: index for index, names in optimizer.names.items() if len(names) == 1}
+    for side in ("image", "text"):
+        blocks: dict[int, list[str]] = {}
+        for name in tower(run, side):
+            if name in certain and (found := BLOCK.search(name)):
+                blocks.setdefault(int(found[1]), []).append(name)
+        cut = [block for block, inside in sorted(blocks.items()) if alive.isdisjoint(inside)]
+        if cut and cut[0] == min(blocks):
+            first = blocks[cut[0]][0]
+            what = f"The {side} tower is in the optimizer with {len(blocks)} blocks"
+            yield _finding(run, optimizer, certain[first], what, first, f"{len(cut)} of them, from block {cut[0]} on")
+
+
+def _dead(optimizer: Optimizer, index: int) -> bool:
+    if optimizer.group_of(index).initial_lr == 0:
+        return False
+    state = optimizer.states.get(index)
+    if state is None or (state.step is not None and state.step == 0):
+        return True
+    return state.exp_avg_sq is not None and state.exp_avg_sq.statistics.maximum == 0
+
+
+def _runs(run: Run, role: str, alive: set[str]) -> bool:
+    """Whether the loss term of this head or scale shows any sign of being computed."""
+    term = role.partition(".")[2]
+    if role == "scale.global" or f"loss.{term}" in run.roles:
+        return True
+    if role == "scale.region":
+        return run.roles.get("head.region") in alive or run.has_role("bank.image_keys")
+    if role == "head.region":
+        return not run.has_role("scale.region") or run.roles["scale.region"] in alive or run.has_role("bank.image_keys")
+    return role.startswith("head.")
+
+
+def _finding(run: Run, optimizer: Optimizer, index: int, what: str, where: str, part: str = "it") -> Finding:
+    state = optimizer.states.get(index)
+    value = "absent" if state is None or state.exp_avg_sq is None else "all zero"
+    return Finding(
+        message=f"{what}, but in {run.step} steps no gradient has reached {part}: Adam's state is {value}.",
+        where=where,
+        evidence=(
+            Evidence(
+                name="exp_avg_sq",
+                value=value,
+                expected="over 0",
+                why=f"{len(optimizer.states)} of {len(optimizer.indices)} parameters have a state",
+                source=f"{optimizer.source}: state[{index}]",
+                step=run.step,
+            ),
+        ),
+    )

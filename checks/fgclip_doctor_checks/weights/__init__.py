@@ -1,0 +1,1 @@
+"""Checks of where weights came from."""

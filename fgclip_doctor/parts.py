@@ -1,0 +1,59 @@
+"""The model's parts as a check sees them: towers, the heads on them, and which of them the optimizer trains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from fgclip_doctor.run import Missing, Optimizer, Run
+
+IMAGE = re.compile(r"(?:^|[._])(?:vis(?:ion|ual)|image|img)", re.IGNORECASE)
+TEXT = re.compile(
+    r"(?:^|[._])(?:text|language|bert)|^(?:\w+\.)?(?:transformer|token_embedding|ln_final|positional)", re.IGNORECASE
+)
+ADAPTER = re.compile(r"(?:^|[._])(?:lora|adapter|ia3|prompt|prefix|hada|vera|dora)", re.IGNORECASE)
+TOWER_OF = {"head.image": "image", "head.region": "image", "head.text": "text", "head.text_long": "text"}
+ELDER = {"head.region": "head.image", "head.text_long": "head.text"}  # the head that a branch head is copied from
+FLOATS = ("float16", "float32", "float64", "bfloat16")
+
+
+def modality(name: str) -> str:
+    """'image', 'text', or '' for a tensor that belongs to neither tower by its name."""
+    return "image" if IMAGE.search(name) else "text" if TEXT.search(name) else ""
+
+
+def tower(run: Run, side: str) -> list[str]:
+    """The parameters of the image or the text tower: inside a module of it, in no role, and no adapter."""
+    played = set(run.roles.values())
+    return [
+        name
+        for name, tensor in run.tensors.items()
+        if name.count(".") > 1
+        and modality(name) == side
+        and name not in played
+        and tensor.dtype in FLOATS
+        and tensor.shape
+        and not ADAPTER.search(name)
+    ]
+
+
+def named(run: Run) -> Optimizer:
+    """The optimizer of the latest checkpoint; `Missing` if it isn't known which parameter has which index."""
+    optimizer = run.optimizer
+    if not optimizer.names:
+        raise Missing(f"which parameter has which index of {optimizer.source} is not known")
+    return optimizer
+
+
+def held_share(optimizer: Optimizer, names: Iterable[str]) -> float:
+    """The share of these parameters that the optimizer may hold: 0 for a frozen tower, or one with adapters only."""
+    held = [optimizer.may_hold(name) for name in names]
+    return sum(held) / len(held) if held else 0.0
+
+
+def trained(run: Run, role: str) -> bool:
+    """Whether the tower below a head is trained, or, for the head of a branch, the head that it is a copy of."""
+    optimizer = named(run)
+    elder = run.roles.get(ELDER.get(role, ""), "")
+    in_training = held_share(optimizer, tower(run, TOWER_OF.get(role, ""))) >= 0.5
+    return in_training or (elder in run.tensors and optimizer.may_hold(elder))

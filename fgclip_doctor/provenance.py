@@ -1,0 +1,258 @@
+"""Where weights come from: how far a run can have moved them, and which still are what their initialiser made.
+
+**Drift.** Adam moves a weight by at most ``lr * max(1, (1 - b1) / sqrt(1 - b2))`` a step (Kingma & Ba 2015, section
+2.1) and by hardly more than ``lr`` on average. So the sum of the learning rates bounds how far a run has come, and what
+lies further from its initial value than that was there before the run began.
+
+**Origin.** Norm gains start at exactly 1 and norm biases at exactly 0, in every framework. If they are further from
+there than the drift allows, the run started from trained weights; if all are within it, from scratch.
+
+**At init.** Random initialisers draw independent values, training does not: it spreads the norms of rows and columns
+and lifts singular values out of the bulk. `randomness` tests all of these against what independent values give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fgclip_doctor.parts import FLOATS
+from fgclip_doctor.run import Checkpoint, Missing, Optimizer, Run, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LOOKED_AT = (512, 2048)  # the block of a matrix that is tested: 0.05 s at most
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far a run can have moved a weight: `typical` is the sum of the learning rates, `bound` Adam's hard bound.
+
+    `decay` is the relative shrinkage by decoupled weight decay, the sum of lr * weight_decay.
+    """
+
+    typical: float
+    bound: float
+    decay: float
+    steps: int
+    why: str
+
+    def reach(self, magnitude: float) -> float:
+        """The hard bound for a weight of this magnitude, weight decay included."""
+        return self.bound + self.decay * abs(magnitude)
+
+
+def drift(run: Run, name: str | None = None, *, until: Checkpoint | None = None, planned: bool = False) -> Drift:
+    """How far the run has moved the parameter `name` (the fastest one by default) at a checkpoint, at most.
+
+    `planned` asks for the whole planned run instead. A parameter that certainly is in no group does not move.
+    """
+    checkpoint = until or run.checkpoint
+    optimizer = checkpoint.optimizer or run.checkpoint.optimizer
+    if optimizer is not None and optimizer.states and not any(one.exp_avg for one in optimizer.states.values()):
+        raise Missing("the optimizer is not of Adam's kind, so its learning rates don't bound how far weights moved")
+    steps = _steps(run, checkpoint)
+    if planned:
+        steps = max(steps, int(run.number("max_steps")))
+    groups = (
+        [] if optimizer is None else [one for one in optimizer.groups if _may_be_in(optimizer, one.parameters, name)]
+    )
+    if optimizer is not None and not groups:
+        return Drift(0.0, 0.0, 0.0, steps, "in no group of the optimizer")
+    rates = [rate for one in groups if (rate := one.initial_lr) is not None]
+    peak = max(rates) if rates else run.number("learning_rate")
+    total, why = _sum_of_rates(run, steps, peak, optimizer, planned)
+    first, second = max(
+        (_betas(one.options) for one in groups),
+        key=lambda betas: (1 - betas[0]) / (1 - betas[1]) ** 0.5,
+        default=(0.9, 0.999),
+    )
+    hard = max(1.0, (1 - first) / (1 - second) ** 0.5)
+    decay = max((one.weight_decay for one in groups), default=run.number("weight_decay", 0.0))
+    return Drift(total, total * hard, total * decay, steps, why)
+
+
+def _may_be_in(optimizer: Optimizer, parameters: Iterable[int], name: str | None) -> bool:
+    return name is None or any(name in optimizer.names.get(index, (name,)) for index in parameters)
+
+
+def _betas(options: Any) -> tuple[float, float]:
+    betas = options.get("betas")
+    try:
+        first, second = (float(beta) for beta in betas)
+    except (TypeError, ValueError):
+        return 0.9, 0.999
+    return (first, second) if 0 <= first < 1 and 0 <= second < 1 else (0.9, 0.999)
+
+
+def _steps(run: Run, checkpoint: Checkpoint) -> int:
+    applied = checkpoint.optimizer.step if checkpoint.optimizer else None
+    known = [step for step in (checkpoint.trainer_step, checkpoint.step, applied) if step is not None]
+    return max(known) if known else run.step
+
+
+def _sum_of_rates(run: Run, steps: int, peak: float, optimizer: Optimizer | None, planned: bool) -> tuple[float, str]:
+    """The sum of the learning rates over `steps`, from the log where there is one (it is of the first group)."""
+    import numpy as np
+
+    logged = run.series.get("learning_rate")
+    if planned or logged is None or not logged.steps.size or not np.isfinite(logged.values).all():
+        return peak * steps, f"{steps} steps at no more than {peak:g}"
+    lead = optimizer.groups[0].initial_lr if optimizer is not None and optimizer.groups else None
+    order = np.argsort(logged.steps, kind="stable")
+    at, rates = logged.steps[order], np.abs(logged.values[order]) * (peak / lead if lead else 1.0)
+    known = int(np.searchsorted(at, steps))  # records before the last step
+    edges = np.concatenate(([0], at[:known], [steps]))
+    before = np.concatenate(([peak], rates[:known]))  # until the first record: no more than the peak
+    after = np.concatenate((rates[:known], rates[[min(known, rates.size - 1)]]))
+    total = float(np.sum(np.diff(edges) * np.maximum(before, after)))
+    return total, f"{steps} steps, with the learning rates of {logged.source}"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whether the run started from trained weights, told by the norm gains of the first checkpoint."""
+
+    pretrained: bool
+    moved: int  # gains that lie further from 1 (and from 0) than the run can have moved them
+    gains: int
+    furthest: float
+    reach: float
+    source: str
+
+    @property
+    def why(self) -> str:
+        return (
+            f"{self.moved} of {self.gains} norm gains lie further from their initial 1 than the run can have moved "
+            f"them ({self.reach:.2g}; the furthest by {self.furthest:.2g})"
+        )
+
+
+def gains(checkpoint: Checkpoint) -> Iterator[Tensor]:
+    """The norm gains: one-dimensional tensors called `weight` (a linear layer's is two-dimensional)."""
+    for name, tensor in checkpoint.tensors.items():
+        if len(tensor.shape) == 1 and tensor.size >= 8 and name.rpartition(".")[2] == "weight" and is_float(tensor):
+            yield tensor
+
+
+def is_float(tensor: Tensor) -> bool:
+    return tensor.dtype in FLOATS
+
+
+def from_one(gain: Tensor) -> float:
+    """How far a norm gain lies from where it started: 1, or 0 where the layer adds the 1 itself."""
+    low, high = gain.statistics.minimum, gain.statistics.maximum
+    return min(max(high - 1, 1 - low), max(high, -low))
+
+
+def origin(run: Run, *, widest: float = 0.3) -> Origin:
+    """Whether the run started from trained weights; `Missing` if the gains can't tell.
+
+    `widest`: gains of trained models lie 0.1 to 1 from their start, so a longer reach can't tell the two apart.
+    """
+    first = next((one for one in run.checkpoints if any(gains(one))), None)
+    if first is None:
+        raise Missing("no norm gains in the weights, which would tell pretrained weights from new ones")
+    found = [gain for gain in gains(first) if gain.statistics.finite]
+    reach = drift(run, until=first).reach(1.0) + half_ulp(1.0, found[0].dtype if found else "float32")
+    moved = [gain for gain in found if from_one(gain) > reach]
+    answer = Origin(
+        pretrained=bool(moved),
+        moved=len(moved),
+        gains=len(found),
+        furthest=max(map(from_one, found), default=0.0),
+        reach=reach,
+        source=str((moved or found)[0].source) if found else "",
+    )
+    if reach > widest or 0 < len(moved) < len(found) / 2 or not found:
+        raise Missing(f"can't tell pretrained weights from new ones: {answer.why}")
+    return answer
+
+
+MANTISSA = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # stored bits
+
+
+def half_ulp(value: float, dtype: str) -> float:
+    """Half the distance between neighbours at `value`: a smaller update is rounded away."""
+    exponent = math.frexp(abs(value))[1] - 1 if value else -126
+    if dtype == "float16":
+        exponent = max(exponent, -14)  # subnormal below
+    return float(2.0 ** (max(exponent, -126) - MANTISSA[dtype] - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Randomness:
+    """How a matrix compares with independent values of the same spread (0 is as expected, in standard errors)."""
+
+    std: float
+    kurtosis: float
+    rows: float  # dispersion of the rows' mean squares
+    columns: float
+    edge: float  # the largest singular value over the Marchenko-Pastur edge, as a ratio
+    independent: bool  # as independent values are
+    structured: bool  # far from it; between the two nothing is said
+
+    def __str__(self) -> str:
+        return (
+            f"std {self.std:.4g}, kurtosis {self.kurtosis:.2f}, row and column norms {self.rows:+.1f} and "
+            f"{self.columns:+.1f} standard errors from chance, top singular value at {self.edge:.2f} of the edge"
+        )
+
+
+def randomness(matrix: NDArray[Any], moved: float = 0.0, *, sigmas: float = 8.0) -> Randomness | None:
+    """Compare a tensor (first axis: outputs) with independent values; None if it is too small, constant or drifted.
+
+    Independent normal, uniform or truncated normal values have an excess kurtosis between -1.2 and 0; the mean squares
+    of a row of n have a relative variance of (kurtosis + 2) / n; and the largest eigenvalue of the m x n Gram matrix
+    lies at (sqrt m + sqrt n)^2 within Tracy-Widom fluctuations (Johnstone 2001). `moved` is what training may have
+    added to each value: at most moved * sqrt(m n) to a singular value (Weyl), and in proportion to the other figures;
+    beyond a quarter of the standard deviation nothing can be said. Independent values fail with a probability of less
+    than 1e-3 down to 16 x 64; the tests measure that, and that structured weights are told apart.
+    """
+    import numpy as np
+
+    values = np.asarray(matrix).reshape(matrix.shape[0], -1) if matrix.ndim else np.zeros((1, 1))
+    values = _block(values.T if values.shape[0] > values.shape[1] else values).astype(np.float64)
+    m, n = values.shape
+    if m < 16 or m * n < 1024 or not np.isfinite(values).all():
+        return None
+    mean, std = float(values.mean()), float(values.std())
+    if std == 0 or moved > std / 4:
+        return None
+    share = moved / std
+    squares = (values / std) ** 2
+    kurtosis = float(np.mean(((values - mean) / std) ** 4)) - 3
+
+    def dispersion(mean_squares: NDArray[np.float64], length: int) -> float:
+        expected = (kurtosis + 2) / length * (1 + 2 * share**2) + share**4
+        return float((np.var(mean_squares) / expected - 1) * math.sqrt(mean_squares.size / 2))
+
+    rows, columns = dispersion(squares.mean(1), n), dispersion(squares.mean(0), m)
+    plausible = (
+        abs(mean) / std <= 6 / math.sqrt(m * n) + share
+        and -1.4 - share <= kurtosis <= sigmas * math.sqrt(24 / (m * n)) + share
+        and abs(rows) <= sigmas
+        and abs(columns) <= sigmas
+    )
+    if not plausible and max(abs(rows), abs(columns)) > 3 * sigmas:  # the eigenvalues cost the most
+        return Randomness(std, kurtosis, rows, columns, math.nan, independent=False, structured=True)
+    single = (values / std).astype(np.float32)
+    largest = float(np.linalg.eigvalsh(single @ single.T)[-1])
+    width = math.sqrt(m) + math.sqrt(n)
+    fluctuation = width * (1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3)
+    highest = math.sqrt(width**2 + 6 * fluctuation) + share * math.sqrt(m * n)
+    independent = plausible and width**2 - 10 * fluctuation <= largest <= highest**2
+    structured = largest > highest**2 + 18 * fluctuation
+    edge = math.sqrt(largest) / width
+    return Randomness(std, kurtosis, rows, columns, edge, independent=independent, structured=structured)
+
+
+def _block(values: NDArray[Any]) -> NDArray[Any]:
+    """At most `LOOKED_AT` of a matrix, evenly spread, without rows that are all zero (padding)."""
+    rows, columns = (-(-length // most) for length, most in zip(values.shape, LOOKED_AT, strict=True))
+    block = values[::rows, ::columns]
+    return block[block.any(axis=1)]

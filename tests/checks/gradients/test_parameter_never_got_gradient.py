@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor_checks.gradients.parameter_never_got_gradient import parameter_never_got_gradient
+from tests.runs import adam, checkpoint, group, optimizer, run, series, state
+
+ROLES = {
+    "head.image": "visual_projection.weight",
+    "head.region": "roi_projection.weight",
+    "scale.global": "logit_scale",
+    "scale.region": "logit_scale_finegraind",
+    "scale.hard": "logit_scale_hardneg",
+}
+BLOCKS = [f"vision_model.encoder.layers.{block}.mlp.fc1.weight" for block in range(4)]
+WEIGHTS = {**{name: np.ones((8, 4)) for name in BLOCKS}}
+WEIGHTS |= {name: np.ones((8, 4)) if role.startswith("head") else np.array(4.6) for role, name in ROLES.items()}
+
+
+def trained(dead: Sequence[str], roles: dict[str, str] | None = None, step: int = 100, lr: float = 1e-3) -> Run:
+    weights = checkpoint(WEIGHTS).tensors
+    held = adam(weights, dead=dead, lr=lr)
+    logged = [series(name, [1.0, 1.0]) for role, name in (roles or {}).items() if role.startswith("loss.")]
+    return run(checkpoint(weights, step, optimizer=held), roles={**ROLES, **(roles or {})}, logged=logged)
+
+
+def test_a_head_without_state_is_named() -> None:
+    [finding] = parameter_never_got_gradient(trained(["roi_projection.weight"]))
+    assert finding.where == "roi_projection.weight"
+    assert finding.evidence[0].value == "absent"
+
+
+def test_a_second_moment_of_zero_is_no_gradient_either() -> None:
+    weights = checkpoint({"a_projection.weight": np.ones((8, 4)), "b_projection.weight": np.ones((8, 4))}).tensors
+    moments = [np.zeros((8, 4)), np.full((8, 4), 1e-30)]  # the second one is tiny, but it is there
+    states = [state(index, 10, moment, moment) for index, moment in enumerate(moments)]
+    held = optimizer([group(0, [0, 1])], states, dict(enumerate(weights)))
+    roles = {"head.image": "a_projection.weight", "head.text": "b_projection.weight"}
+    [finding] = parameter_never_got_gradient(run(checkpoint(weights, optimizer=held), roles=roles))
+    assert finding.where == "a_projection.weight"
+    assert finding.evidence[0].value == "all zero"
+
+
+def test_everything_with_gradient_is_quiet() -> None:
+    assert not list(parameter_never_got_gradient(trained([])))
+
+
+@pytest.mark.parametrize(
+    "dead",
+    [
+        ["logit_scale_hardneg"],
+        ["roi_projection.weight", "logit_scale_finegraind"],
+        ["vision_model.encoder.layers.3.mlp.fc1.weight"],
+    ],
+    ids=["no hard negatives", "no region branch", "features from the last block but one"],
+)
+def test_a_branch_that_does_not_run_is_quiet(dead: list[str]) -> None:
+    assert not list(parameter_never_got_gradient(trained(dead)))
+
+
+def test_a_branch_whose_loss_is_logged_must_have_gradients() -> None:
+    dead = ["roi_projection.weight", "logit_scale_finegraind"]
+    found = parameter_never_got_gradient(trained(dead, {"loss.region": "loss_region"}))
+    assert [finding.where for finding in found] == dead
+
+
+@pytest.mark.parametrize("dead", [BLOCKS, BLOCKS[:2]], ids=["all", "the first ones"])
+def test_a_tower_cut_off_from_below_is_one_finding(dead: list[str]) -> None:
+    [finding] = parameter_never_got_gradient(trained(dead))
+    assert f"{len(dead)} of them, from block 0 on" in finding.message
+
+
+def test_a_learning_rate_of_zero_is_quiet() -> None:
+    assert not list(parameter_never_got_gradient(trained(["roi_projection.weight"], lr=0.0)))
+
+
+def test_of_equal_shapes_one_is_dead() -> None:
+    weights = {"visual_projection.weight": np.ones((8, 4)), "roi_projection.weight": np.ones((8, 4))}
+    moment = np.full((8, 4), 1e-8)
+    held = optimizer([group(0, [0, 1])], [state(0, 5, moment, moment)], {0: tuple(weights), 1: tuple(weights)})
+    [finding] = parameter_never_got_gradient(run(checkpoint(weights, optimizer=held), roles=ROLES))
+    assert finding.message.startswith("One of visual_projection.weight, roi_projection.weight")
+
+
+def test_skipped_before_the_first_step_and_without_states() -> None:
+    stateless = optimizer([group(0, [0])], [], {0: "roi_projection.weight"})
+    with pytest.raises(Missing, match="keeps no state"):
+        list(parameter_never_got_gradient(run(checkpoint(WEIGHTS, optimizer=stateless), roles=ROLES)))
+    fresh = optimizer([group(0, [0])], [state(0, 0)], {0: "roi_projection.weight"})
+    with pytest.raises(Missing, match="not made a step"):
+        list(parameter_never_got_gradient(run(checkpoint(WEIGHTS, 0, optimizer=fresh), roles=ROLES)))
