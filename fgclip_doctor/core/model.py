@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fgclip_doctor.core.bank import MemoryBank, caption_ids
 from fgclip_doctor.core.config import LOGIT_SCALE_CAP, FgclipConfig
 from fgclip_doctor.core.losses import Term, global_loss, hard_loss, region_loss
-from fgclip_doctor.core.regions import pool_regions
+from fgclip_doctor.core.regions import pool_regions, region_weights
 from fgclip_doctor.core.text import TextTower
 from fgclip_doctor.core.vision import VisionTower
 
@@ -136,7 +136,9 @@ class FgclipModel(nn.Module):
         The projection has no bias, so pooling before it is the same as after it, and far less work.
         """
         dense = self.vision_model.dense(tokens)  # (B, grid * grid, C)
-        pooled = pool_regions(dense, batch.boxes, batch.box_image, batch.boxes_per_image)  # (R, C)
+        grid = round(dense.shape[1] ** 0.5)
+        weights = region_weights(batch.boxes, grid, grid)  # (R, grid * grid)
+        pooled = pool_regions(dense, weights, batch.box_image, batch.boxes_per_image)  # (R, C)
         projection = self.visual_projection if self.roi_projection is None else self.roi_projection
         return unit(projection(pooled))
 

@@ -29,29 +29,30 @@ def axis_weights(start: Tensor, end: Tensor, cells: int, samples: int) -> Tensor
     return triangle.sum(1) / count.clamp(min=1)[:, None]  # (R, cells)
 
 
-def region_weights(boxes: Tensor, grid: int, samples: int | None = None) -> Tensor:
-    """The weight of every patch in every region, (R, 4) -> (R, grid * grid).
+def region_weights(boxes: Tensor, height: int, width: int, samples: int | None = None) -> Tensor:
+    """The weight of every cell of the map in every region, (R, 4) -> (R, height * width).
 
     Boxes are xyxy, normalised to the image. `samples` defaults to what boxes inside the image can need; a box that
     reaches out of it by more than that needs a larger bound.
     """
-    x1, y1, x2, y2 = (boxes.float() * grid).unbind(-1)  # (R,) each, in cells
-    bound = grid + 1 if samples is None else samples  # one more than the grid: (x2 - x1) * grid may round up
-    wy = axis_weights(y1, y2, grid, bound)  # (R, grid)
-    wx = axis_weights(x1, x2, grid, bound)  # (R, grid)
-    return (wy[:, :, None] * wx[:, None, :]).flatten(1)  # (R, grid * grid)
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    x1, y1, x2, y2 = boxes.unbind(-1)  # (R,) each
+    bound = max(height, width) + 1 if samples is None else samples  # one more than cells: the size may round up
+    wy = axis_weights(y1 * height, y2 * height, height, bound)  # (R, height)
+    wx = axis_weights(x1 * width, x2 * width, width, bound)  # (R, width)
+    return (wy[:, :, None] * wx[:, None, :]).flatten(1)  # (R, height * width)
 
 
-def pool_regions(dense: Tensor, boxes: Tensor, images: Tensor, per_image: int, samples: int | None = None) -> Tensor:
-    """Pools patch features (B, grid * grid, C) to region features (R, C).
+def pool_regions(dense: Tensor, weights: Tensor, images: Tensor, per_image: int) -> Tensor:
+    """Pools patch features (B, N, C) by the weights of the regions (R, N) to region features (R, C).
 
-    `images` (R,), in ascending order, says which image each box is of, and `per_image` bounds the boxes of one image;
-    both are known on the host, so nothing waits for the device.
+    `images` (R,), in ascending order, says which image each region is of, and `per_image` bounds the regions of one
+    image; it is known on the host, so nothing waits for the device.
     """
-    grid = round(dense.shape[1] ** 0.5)
-    weights = region_weights(boxes, grid, samples).to(dense.dtype)  # (R, grid * grid)
     rank = torch.arange(len(images), device=images.device) - torch.searchsorted(images, images)  # (R,) in its image
     slot = images * per_image + rank  # (R,)
-    table = weights.new_zeros(len(dense) * per_image, weights.shape[1])  # (B * per_image, grid * grid)
-    table = table.index_copy(0, slot, weights).view(len(dense), per_image, -1)  # (B, per_image, grid * grid)
+    table = dense.new_zeros(len(dense) * per_image, dense.shape[1])  # (B * per_image, N)
+    table = table.index_copy(0, slot, weights.to(dense.dtype)).view(
+        len(dense), per_image, dense.shape[1]
+    )  # (B, per_image, N)
     return torch.bmm(table, dense).flatten(0, 1)[slot]  # (R, C)

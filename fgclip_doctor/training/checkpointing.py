@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import shutil
@@ -24,7 +25,6 @@ class Progress:
     """How far a run has come."""
 
     step: int = 0  # optimizer steps done
-    epoch: float = 0.0
     log_history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -74,7 +74,7 @@ def restore(
     scheduler.load_state_dict(states["scheduler.pt"])
     set_random_states(states["rng_state.pth"])
     state = json.loads((directory / "trainer_state.json").read_text(encoding="utf-8"))
-    return Progress(step=state["global_step"], epoch=state["epoch"], log_history=state["log_history"])
+    return Progress(step=state["global_step"], log_history=state["log_history"])
 
 
 def random_states() -> dict[str, Any]:
@@ -93,12 +93,11 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 def trainer_state(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     """The fields of the Trainer's own `trainer_state.json`."""
-    per_epoch = config.scenes // config.micro_batch / config.accumulation  # optimizer steps
     return {
         "best_global_step": None,
         "best_metric": None,
         "best_model_checkpoint": None,
-        "epoch": progress.epoch,
+        "epoch": config.epoch(progress.step),
         "eval_steps": None,
         "global_step": progress.step,
         "is_hyper_param_search": False,
@@ -108,7 +107,7 @@ def trainer_state(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         "logging_steps": config.logging_steps,
         "max_steps": config.max_steps,
         "num_input_tokens_seen": 0,
-        "num_train_epochs": -(-config.max_steps // max(int(per_epoch), 1)),
+        "num_train_epochs": math.ceil(config.epoch(config.max_steps)),
         "save_steps": config.save_steps,
         "stateful_callbacks": {},
         "total_flos": 0.0,

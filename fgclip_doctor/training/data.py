@@ -90,10 +90,8 @@ def padded(texts: Sequence[Sequence[int]], eos_token_id: int) -> Tensor:
     return ids
 
 
-def micro_batches(
-    dataset: Dataset, tokenizer: Tokenizer, *, size: int, seed: int, start: int = 0
-) -> Iterator[tuple[int, Batch]]:
-    """Shuffled micro-batches without end, each with its epoch, beginning with number `start`.
+def micro_batches(dataset: Dataset, tokenizer: Tokenizer, *, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Shuffled micro-batches without end, beginning with number `start`; every epoch has its own order.
 
     The order depends on nothing but the seed, so a resumed run goes on where it stopped.
     """
@@ -105,5 +103,5 @@ def micro_batches(
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
         for batch in range(first, per_epoch):
             chosen = order[batch * size : (batch + 1) * size]
-            yield epoch, collate([dataset[index] for index in chosen], tokenizer)
+            yield collate([dataset[index] for index in chosen], tokenizer)
         epoch, first = epoch + 1, 0

@@ -49,14 +49,14 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
     meter = Meter()
     while progress.step < config.max_steps:
         for _ in range(config.accumulation):
-            progress.epoch, batch = next(batches)
+            batch = next(batches)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 terms = model(batch.to(device), step=progress.step)
             loss = total(terms)
             torch.autograd.backward(loss / config.accumulation)
             meter.add(loss, terms)
         grad_norm = torch.nn.utils.clip_grad_norm_(clipped, config.max_grad_norm or math.inf)
-        rate = scheduler.get_last_lr()[0]  # that of the step to come, as the Trainer logs it
+        rate = float(scheduler.get_last_lr()[0])  # that of the step to come, as the Trainer logs it
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -64,7 +64,7 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
         progress.step += 1
 
         if progress.step % config.logging_steps == 0 or progress.step == config.max_steps:
-            entry: dict[str, float] = {"step": progress.step, "epoch": progress.epoch, **meter.means()}
+            entry = {"step": progress.step, "epoch": config.epoch(progress.step), **meter.means()}
             entry |= {"learning_rate": rate, "grad_norm": grad_norm.item(), **state_of(model)}
             progress.log_history.append(entry)
             if on_step is not None:

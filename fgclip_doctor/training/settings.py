@@ -45,6 +45,10 @@ class TrainConfig:
     save_steps: int = 100
     faults: tuple[str, ...] = ()  # names of `fgclip_doctor.training.faults.FAULTS`, planted on purpose
 
+    def epoch(self, step: int) -> float:
+        """Passes over the data after `step` optimizer steps; what does not fill a micro-batch is left out."""
+        return step * self.accumulation / (self.scenes // self.micro_batch)
+
     def to_training_args(self) -> dict[str, Any]:
         """The settings under the names of Hugging Face's `TrainingArguments`, where it has one."""
         return {

@@ -123,7 +123,7 @@ class Scenes:
 
 def paint(things: Sequence[Thing], centres: Sequence[Sequence[float]], rng: np.random.Generator) -> NDArray[np.uint8]:
     """The image, (3, SIDE, SIDE)."""
-    grid = np.arange(SIDE) + 0.5
+    grid = np.linspace(0.5, SIDE - 0.5, SIDE)  # the middles of the pixels
     canvas = rng.normal(110, 12, (3, SIDE, SIDE))
     for thing, (x, y) in zip(things, centres, strict=True):
         radius = SIZES[thing.size]

@@ -1,0 +1,69 @@
+"""The fine-tuning run that this project was born from, in small: as it was reported, and corrected.
+
+A base learns the scenes as CLIP learns images: from whole captions, with no regions, at a scale of 100. Both runs then
+fine-tune it as FG-CLIP does, with a region head of their own, micro-batches of 4, accumulation 8 and a bank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fgclip_doctor.core.config import LOGIT_SCALE_CAP, FgclipConfig
+from fgclip_doctor.training.loop import OnStep, train
+from fgclip_doctor.training.settings import TrainConfig
+
+BASE_STEPS = 200
+STEPS = 160
+BANK_SIZE = 64
+BANK_WARMUP = 50
+
+
+def base(directory: Path, *, on_step: OnStep | None = None) -> Path:
+    """Trains the base and returns its checkpoint."""
+    model = FgclipConfig.preset("tiny", logit_scale_init_value=LOGIT_SCALE_CAP, region_weight=0.0, hard_weight=0.0)
+    config = TrainConfig(output_dir=directory, model=model, max_steps=BASE_STEPS, micro_batch=32, save_steps=BASE_STEPS)
+    return train(config, on_step=on_step)
+
+
+def as_reported(base: Path, directory: Path, *, on_step: OnStep | None = None) -> Path:
+    """The run as it was reported: no bank, the wrong clock and scale, learning rates that move nothing."""
+    config = replace(
+        fine_tuning(base, directory),
+        learning_rate=5e-6,
+        text_learning_rate=2e-6,
+        warmup_steps=50,
+        max_grad_norm=0.0,
+        faults=("bank-never-enabled", "warmup-in-forwards", "scale-from-scratch"),
+    )
+    return train(config, on_step=on_step)
+
+
+def corrected(base: Path, directory: Path, *, on_step: OnStep | None = None) -> Path:
+    """The same run with its faults taken out."""
+    return train(fine_tuning(base, directory), on_step=on_step)
+
+
+def fine_tuning(base: Path, directory: Path) -> TrainConfig:
+    """What both runs have in common, and the learning rates that suit a model of this size."""
+    model = FgclipConfig.preset(
+        "tiny",
+        roi_projection=True,
+        logit_scale_init_value=LOGIT_SCALE_CAP,
+        use_memory_bank=True,
+        memory_bank_size=BANK_SIZE,
+        memory_bank_warmup_steps=BANK_WARMUP,
+    )
+    return TrainConfig(
+        output_dir=directory,
+        model=model,
+        base=base,
+        max_steps=STEPS,
+        micro_batch=4,
+        accumulation=8,
+        regions_per_scene=1.05,
+        learning_rate=5e-4,
+        scale_learning_rate=1e-4,
+        warmup_steps=20,
+        save_steps=STEPS // 2,
+    )
