@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fgclip_doctor.findings import Evidence, Finding, Severity
+from fgclip_doctor.observations import observe
 from fgclip_doctor.registry import Check
 from fgclip_doctor.run import Missing, Run
 
@@ -66,6 +67,7 @@ def diagnose(
             fired.extend(findings)
             if not findings:
                 passed.append(check.code)
+    observations, crashes = observe(run)
     return Report(
         subject=run.subject,
         detected=dict(sorted(run.roles.items())),
@@ -73,7 +75,8 @@ def diagnose(
         passed=tuple(passed),
         skipped=tuple(skipped),
         crashed=tuple(crashed),
-        problems=tuple(run.problems),
+        problems=(*run.problems, *crashes),
+        observations=tuple(observations),
     )
 
 

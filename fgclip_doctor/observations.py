@@ -1,0 +1,86 @@
+"""What was measured, whether or not it is a fault: the answers to the questions that people bring.
+
+Is the bank on, and is it used? Is every head trained? In which clock is the run counted? How much was learnt?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from fgclip_doctor import bank
+from fgclip_doctor.findings import Evidence
+from fgclip_doctor.run import Missing, Run, Tensor
+
+
+def observe(run: Run) -> tuple[list[Evidence], list[str]]:
+    """The observations that the evidence allows, in reading order, and a line for each that crashed."""
+    seen: list[Evidence] = []
+    crashes: list[str] = []
+    looks: tuple[Callable[[Run], Iterable[Evidence]], ...] = (_bank_in_use, bank.observations, _trained, _clock)
+    for look in looks:
+        try:
+            seen.extend(look(run))
+        except Missing:
+            continue  # nothing to observe: the checks that need it say what is missing
+        except Exception as error:  # noqa: BLE001 - an observation must not take the findings with it
+            crashes.append(f"observing {look.__name__.strip('_')}: {type(error).__name__}: {error}")
+    return seen, crashes
+
+
+def _bank_in_use(run: Run) -> Iterator[Evidence]:
+    """When does the bank switch on, and is it used at all?"""
+    found = bank.memory_bank(run)
+    written = found.written
+    looks = found.look(0, written) if written else []
+    if found.enabled is False or written == 0:
+        state = "not yet" if not bank.warmup_over(run) else "never"
+    elif any(one.verdict == "noise" for one in looks):
+        state = "holds noise"
+    elif written is None:
+        state = "unknown"
+    else:
+        state = "in use, full" if written == found.size else f"in use, {written} of {found.size} rows filled"
+    clock = run.facts["bank_clock"].value if "bank_clock" in run.facts else "clock not stated"
+    warmup = f"warmup {run.number('bank_warmup'):g} ({clock})" if "bank_warmup" in run.facts else "warmup not known"
+    yield Evidence(name="memory bank", value=state, why=warmup, source=found.sources)
+
+
+def _trained(run: Run) -> Iterator[Evidence]:
+    """Are the global and the region projection both trained? Adam's second moment tells which ever had a gradient."""
+    optimizer = run.optimizer
+    parts = [*run.heads(), *((scale.role, scale.tensor) for scale in run.scales())]
+    for role, tensor in parts:
+        index = optimizer.index_of(tensor.name)
+        if index is None:
+            state = "can't be told" if optimizer.may_hold(tensor.name) else "no: not in the optimizer"
+            yield _part(role, tensor, state, optimizer.naming)
+            continue
+        group = optimizer.group_of(index)
+        moment = optimizer.states[index].exp_avg_sq if index in optimizer.states else None
+        had_gradient = moment is not None and moment.statistics.maximum > 0
+        state = "yes" if had_gradient else "no: never had a gradient"
+        rms = f"gradient RMS {_rms(moment):.2g}, " if had_gradient and moment is not None else ""
+        yield _part(role, tensor, state, f"{rms}learning rate {group.initial_lr:g}")
+
+
+def _part(role: str, tensor: Tensor, state: str, why: str) -> Evidence:
+    return Evidence(name=f"trained: {role}", value=state, why=why, source=str(tensor.source))
+
+
+def _rms(moment: Tensor) -> float:
+    return float(max(moment.statistics.mean, 0.0) ** 0.5)
+
+
+def _clock(run: Run) -> Iterator[Evidence]:
+    """Forwards per optimizer step: anything counted in one and meant in the other is off by this."""
+    count = bank.forwards(run)
+    if count is None or not run.step:
+        return
+    accumulation = run.facts.get("accumulation")
+    yield Evidence(
+        name="forwards per optimizer step",
+        value=round(count / run.step, 3),
+        expected=accumulation.value if accumulation else None,
+        why=f"{count:,} forwards in {run.step:,} steps",
+        source=str(run.role("clock.forwards").source),
+    )
