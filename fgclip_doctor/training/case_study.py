@@ -6,12 +6,15 @@ fine-tune it as FG-CLIP does, with a region head of their own, micro-batches of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from fgclip_doctor.core.config import LOGIT_SCALE_CAP, FgclipConfig
-from fgclip_doctor.training.loop import OnStep, train
+from fgclip_doctor.training.loop import train
 from fgclip_doctor.training.settings import TrainConfig
+
+OnStep = Callable[[int, int], None]  # steps done, of how many
 
 BASE_STEPS = 200
 STEPS = 160
@@ -20,10 +23,10 @@ BANK_WARMUP = 50
 
 
 def base(directory: Path, *, on_step: OnStep | None = None) -> Path:
-    """Trains the base and returns its checkpoint."""
+    """Trains the base; as the runs do, returns its directory."""
     model = FgclipConfig.preset("tiny", logit_scale_init_value=LOGIT_SCALE_CAP, region_weight=0.0, hard_weight=0.0)
     config = TrainConfig(output_dir=directory, model=model, max_steps=BASE_STEPS, micro_batch=32, save_steps=BASE_STEPS)
-    return train(config, on_step=on_step)
+    return run(config, on_step)
 
 
 def as_reported(base: Path, directory: Path, *, on_step: OnStep | None = None) -> Path:
@@ -36,12 +39,18 @@ def as_reported(base: Path, directory: Path, *, on_step: OnStep | None = None) -
         max_grad_norm=0.0,
         faults=("bank-never-enabled", "warmup-in-forwards", "scale-from-scratch"),
     )
-    return train(config, on_step=on_step)
+    return run(config, on_step)
 
 
 def corrected(base: Path, directory: Path, *, on_step: OnStep | None = None) -> Path:
     """The same run with its faults taken out."""
-    return train(fine_tuning(base, directory), on_step=on_step)
+    return run(fine_tuning(base, directory), on_step)
+
+
+def run(config: TrainConfig, on_step: OnStep | None) -> Path:
+    if on_step is None:
+        return train(config)
+    return train(config, on_step=lambda entry: on_step(int(entry["step"]), config.max_steps))
 
 
 def fine_tuning(base: Path, directory: Path) -> TrainConfig:
@@ -62,7 +71,7 @@ def fine_tuning(base: Path, directory: Path) -> TrainConfig:
         micro_batch=4,
         accumulation=8,
         regions_per_scene=1.05,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         scale_learning_rate=1e-4,
         warmup_steps=20,
         save_steps=STEPS // 2,

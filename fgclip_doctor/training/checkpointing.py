@@ -28,10 +28,14 @@ class Progress:
     log_history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def latest(directory: Path) -> Path | None:
-    """The checkpoint with the most steps in a run directory."""
+def latest(directory: Path) -> Path:
+    """The checkpoint with the most steps in the directory of a run; a checkpoint itself is its own latest."""
+    if (directory / "config.json").is_file():
+        return directory
     found = [(int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
-    return max(found)[1] if found else None
+    if not found:
+        raise FileNotFoundError(f"{directory}: no checkpoint")
+    return max(found)[1]
 
 
 def save(

@@ -24,7 +24,7 @@ OnStep = Callable[[dict[str, float]], None]
 
 
 def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
-    """Trains to `max_steps` and returns the last checkpoint. `on_step` gets every entry of the log as it is made."""
+    """Trains to `max_steps` and returns the run's directory. `on_step` gets every entry of the log as it is made."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     model = build_model(config).to(device).train()
@@ -35,9 +35,8 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
     scheduler = build_scheduler(optimizer, config)
 
     progress = Progress()
-    directory = checkpointing.latest(config.output_dir) if config.resume else None
-    if directory is not None:
-        progress = checkpointing.restore(directory, model, optimizer, scheduler)
+    if config.resume:
+        progress = checkpointing.restore(checkpointing.latest(config.output_dir), model, optimizer, scheduler)
     batches = micro_batches(
         Scenes(config.scenes, seed=config.seed, regions=config.regions_per_scene),
         WordTokenizer(),
@@ -71,17 +70,15 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
                 on_step(entry)
             meter = Meter()
         if progress.step % config.save_steps == 0 or progress.step == config.max_steps:
-            directory = checkpointing.save(config, model, optimizer, scheduler, progress)
-    if directory is None:
-        raise ValueError("nothing to do: max_steps is 0")
-    return directory
+            checkpointing.save(config, model, optimizer, scheduler, progress)
+    return config.output_dir
 
 
 def build_model(config: TrainConfig) -> FgclipModel:
     """A fresh model, or one with the weights of `base`, whose missing heads are copies of those they branch off."""
     if config.base is None:
         return FgclipModel(config.model)
-    return pretrained.from_base(config.base, config.model)
+    return pretrained.from_base(checkpointing.latest(config.base), config.model)
 
 
 class Meter:

@@ -13,8 +13,8 @@ from fgclip_doctor.core.config import FgclipConfig
 class TrainConfig:
     """One run on the synthetic scenes. Steps are optimizer steps; learning rates are peaks.
 
-    The learning rates of the parts default to `learning_rate`. `base` is a checkpoint to start from: its weights and
-    its architecture, with `model` saying what the run adds (region head, bank, loss weights).
+    The learning rates of the parts default to `learning_rate`. `base` is a checkpoint, or the directory of a run, with
+    the weights to start from; what `model` has beyond them (a region head, a bank) is added.
     """
 
     output_dir: Path
