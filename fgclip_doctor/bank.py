@@ -153,9 +153,9 @@ class Bank:
         return {name: _norms(rows) for name, rows in self._values.items()}
 
     @property
-    def empty(self) -> bool:
-        """True when every row of every modality is zero."""
-        return not any(norms.any() for norms in self.norms.values())
+    def blank(self) -> bool:
+        """True when all rows of each modality are the same row: zeros, as a rule, which nothing was written over."""
+        return all(bool((rows == rows[:1]).all()) for rows in self._values.values())
 
     def look(self, start: int = 0, stop: int | None = None) -> list[Rows]:
         """The statistics of the rows [start, stop), by modality."""
@@ -249,21 +249,31 @@ def forwards(run: Run, checkpoint: Checkpoint | None = None) -> int | None:
 def warmup_over(run: Run, *, patience: int = 200, share: float = 0.2) -> bool:
     """True when the bank must have been switched on by now, whatever clock its warmup is counted in.
 
-    An optimizer step is the slowest of the clocks, so a warmup of unknown unit is over when the steps exceed it. A
-    warmup of unknown length is over after `patience` steps and a `share` of the run. Where steps aren't known, there
-    were at least forwards / accumulation of them, and nobody accumulates more than 32 micro-batches unsaid.
+    An optimizer step is the slowest of the clocks, so a warmup of unknown unit is over when the steps exceed it, with a
+    tenth and two steps of slack for where in a step it is tested. A warmup of unknown length is over after `patience`
+    steps and a `share` of the run. Raises `Missing` where neither steps nor forwards are known.
     """
     count = forwards(run)
-    try:
-        step = run.step
-    except Missing:
-        if count is None:
-            raise Missing("neither steps nor forwards are known, so the bank may still be waiting") from None
-        step = int(count / run.number("accumulation", 32.0))
+    step = steps_done(run)
     if "bank_warmup" in run.facts:
         in_forwards = "bank_clock" in run.facts and run.facts["bank_clock"].value == "forward"
-        return (count if in_forwards and count is not None else step) > run.number("bank_warmup")
+        done = count if in_forwards and count is not None else step
+        return done > 1.1 * run.number("bank_warmup") + 2
     return step >= max(patience, share * run.number("max_steps", 0.0))
+
+
+def steps_done(run: Run) -> int:
+    """Optimizer steps at the latest checkpoint, or the least that its forwards amount to.
+
+    Where the accumulation isn't known, a step is taken to be no more than 32 forwards.
+    """
+    try:
+        return run.step
+    except Missing:
+        count = forwards(run)
+        if count is None:
+            raise
+        return int(count / run.number("accumulation", 32.0))
 
 
 def observations(run: Run) -> list[Evidence]:

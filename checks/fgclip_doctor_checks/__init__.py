@@ -1,10 +1,18 @@
 """The built-in checks: one family a folder, one check a file, all of them listed in `CHECKS`."""
 
 from fgclip_doctor import Check
+from fgclip_doctor_checks.banks.bank_holds_noise import bank_holds_noise
+from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
+from fgclip_doctor_checks.banks.bank_not_in_checkpoint import bank_not_in_checkpoint
+from fgclip_doctor_checks.banks.bank_rows_not_unit import bank_rows_not_unit
 from fgclip_doctor_checks.gradients.parameter_never_got_gradient import parameter_never_got_gradient
 from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_not_in_optimizer
 
 CHECKS: tuple[Check, ...] = (
     parameter_not_in_optimizer,
     parameter_never_got_gradient,
+    bank_never_active,
+    bank_holds_noise,
+    bank_not_in_checkpoint,
+    bank_rows_not_unit,
 )

@@ -1,0 +1,79 @@
+"""FGD201: a memory bank that is there, and that nothing uses."""
+
+from collections.abc import Iterator
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.bank import Bank, banks, forwards, memory_bank, steps_done, warmup_over
+
+
+@check("FGD201", "bank-never-active", Severity.ERROR)
+def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> Iterator[Finding]:
+    """The memory bank is there, but nothing was ever enqueued, or nothing is any more.
+
+    Why: A bank that no code switches on leaves the batch alone as negatives, and no error says so. Typical causes: a
+        flag that starts False and is never set, an enqueue behind a default argument or on a discarded replica, a
+        warmup counted in a clock that never gets there.
+    Evidence: The pointer, the fill flag and the saved switch, the rows against random rows, and rows that are
+        bit-identical in two checkpoints; beside the steps and forwards done and the bank's warmup.
+    Benign: A warmup that may still be running, in whatever clock it is counted; of unknown length, it may last for
+        `patience` steps and a `share` of the run. A pointer at 0 over encoded rows is a ring that has just wrapped. A
+        bank that the configuration switches off is not missed.
+    Fix: Switch the bank on when the counter passes the warmup, count both in optimizer steps, print the activation, and
+        assert that the pointer advances.
+    Sources: He et al. 2020, "Momentum Contrast"; Wang et al. 2020, "Cross-Batch Memory for Embedding Learning" (start
+        iteration); lightly-ai/lightly#968 (a bank of random noise through a whole training).
+    """
+    bank = memory_bank(run)
+    if "bank_enabled" in run.facts and run.facts["bank_enabled"].value is False:
+        raise Missing("the configuration switches the memory bank off")
+    if not warmup_over(run, patience=patience, share=share):
+        raise Missing("the bank may still be in its warmup")
+    message = _unused(bank) or _frozen(run, bank)
+    if message:
+        source = bank.sources
+        warmup = run.facts.get("bank_warmup")
+        yield Finding(
+            message=message,
+            where=bank.names,
+            evidence=(
+                Evidence(name="pointer", value=bank.pointer, why="it moves with every enqueue", source=source),
+                Evidence(name="fill flag", value=bank.full, why="set when the pointer first wraps", source=source),
+                Evidence(name="saved switch", value=bank.enabled, why="None where it isn't saved", source=source),
+                Evidence(
+                    name="optimizer steps done",
+                    value=steps_done(run),
+                    expected=f"bank in use after {warmup.value}" if warmup else "bank in use",
+                    why=f"{forwards(run)} forwards; the warmup is over in every clock it may be counted in",
+                    source=str(warmup.source) if warmup else bank.checkpoint.path,
+                ),
+                *(one for rows in bank.look() if rows.count for one in rows.evidence()),
+            ),
+        )
+
+
+def _unused(bank: Bank) -> str | None:
+    """What shows that the bank of one checkpoint isn't used."""
+    if bank.enabled is False:
+        return f"The memory bank ({bank.size} rows) is still switched off: its negatives have never counted."
+    if bank.pointer or bank.full:
+        return None
+    verdicts = {rows.verdict for rows in bank.look()}
+    if not bank.blank and "encoded" in verdicts:
+        return None  # a ring that wrapped exactly
+    state = "all its rows are alike" if bank.blank else "its rows are still those of its initialisation"
+    if not bank.blank and bank.full is None and "undecided" in verdicts:
+        raise Missing("without a fill flag, a pointer at 0 may have wrapped, and the rows are too few to tell")
+    if not bank.blank and bank.full is None and bank.pointer is None:
+        raise Missing("neither the pointer nor the fill flag of the bank was saved")
+    return f"Nothing was ever enqueued in the memory bank: its pointer is at {bank.pointer or 0} and {state}."
+
+
+def _frozen(run: Run, bank: Bank) -> str | None:
+    """What shows that the rows stood still since an earlier checkpoint."""
+    for old in banks(run)[:-1]:
+        before, now = old.checkpoint.step, bank.checkpoint.step
+        if before is None or now is None or now - before < 2 or old.keys.keys() != bank.keys.keys():
+            continue
+        if all(old.keys[name].digest == bank.keys[name].digest for name in bank.keys):
+            return f"Not one row of the memory bank has changed between step {before} and step {now}."
+    return None

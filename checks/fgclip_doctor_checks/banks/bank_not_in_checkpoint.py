@@ -1,0 +1,74 @@
+"""FGD203: a bank that a resumed run won't have."""
+
+import re
+from collections.abc import Iterator
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.bank import memory_bank, warmup_over
+
+POINTER = re.compile(r"ptr|pointer|cursor|idx|index", re.IGNORECASE)
+NAMED = re.compile(r"queue|bank|memory|xbm|(^|[._])keys?$", re.IGNORECASE)
+
+
+@check("FGD203", "bank-not-in-checkpoint", Severity.WARNING)
+def bank_not_in_checkpoint(run: Run) -> Iterator[Finding]:
+    """The memory bank, its pointer or its fill count isn't in the checkpoint, so a resume starts from another bank.
+
+    Why: What is a plain tensor, a non-persistent buffer or a Python attribute isn't saved. After a resume the rows are
+        noise again, or they are there but count as unwritten, and the loss jumps for no visible reason.
+    Evidence: The configuration asks for a bank, and no tensor of the checkpoint holds it; or the rows are there without
+        their pointer; or some are still unwritten, and nothing but the flag that is missing tells which.
+    Benign: Exported weights without trainer state aren't meant for resuming. A bank may be created only when its warmup
+        ends. One without a flag that is read whole from the start, as MoCo's, needs none; one that shifts its rows
+        instead of overwriting them needs no pointer, and should ignore this rule.
+    Fix: Register rows, pointer and flag with `register_buffer(..., persistent=True)`; without them, fill the bank anew
+        before its loss counts.
+    Sources: KevinMusgrave/pytorch-metric-learning 4520db7 (the memory became a buffer); lightly-ai/lightly#993.
+    """
+    checkpoint = run.checkpoint
+    if checkpoint.optimizer is None and checkpoint.scheduler is None and checkpoint.trainer_step is None:
+        raise Missing("no optimizer or trainer state: these weights may be an export that nobody resumes")
+    tensors = run.tensors
+    if not (run.has_role("bank.image_keys") or run.has_role("bank.text_keys")):
+        asked = [run.facts[name] for name in ("bank_size", "bank_enabled") if name in run.facts]
+        if not asked or not all(fact.value for fact in asked):
+            raise Missing("no memory bank was found, and the configuration doesn't ask for one")
+        like = next((name for name in tensors if NAMED.search(name)), None)
+        if like is not None:
+            raise Missing(f"{like} may be the bank; [tool.fgclip-doctor.roles] can name it")
+        if not warmup_over(run):
+            raise Missing("the bank may still be in its warmup, and not yet created")
+        yield Finding(
+            message="The configuration asks for a memory bank, but the checkpoint holds none, so a resume lacks it.",
+            where=checkpoint.path,
+            evidence=tuple(
+                Evidence(
+                    name=fact.name,
+                    value=fact.value,
+                    expected="rows in the checkpoint",
+                    why=f"none of the {len(tensors)} tensors is named like a bank or a queue",
+                    source=str(fact.source),
+                )
+                for fact in asked
+            ),
+        )
+        return
+    bank = memory_bank(run)
+    others = {name for name, one in tensors.items() if one.size == 1 and name != run.roles.get("clock.forwards")}
+    like = next((name for name in sorted(others) if "int" in tensors[name].dtype or POINTER.search(name)), None)
+    if bank.pointer is None and like is not None:
+        raise Missing(f"{like} may be the pointer of the bank; [tool.fgclip-doctor.roles] can name it")
+    unwritten = max(int((norms == 0).sum()) for norms in bank.norms.values())
+    lost = "pointer" if bank.pointer is None else "fill flag" if bank.full is None and unwritten > 0 else ""
+    if lost == "fill flag" and not warmup_over(run):
+        raise Missing("the bank may still be in its warmup")
+    if lost:
+        yield Finding(
+            message=f"The rows of the memory bank are saved, but its {lost} isn't: a resumed run can't tell which rows "
+            "are the oldest, or which were written at all.",
+            where=bank.names,
+            evidence=(
+                Evidence(name=lost, value=None, expected="a saved buffer", why="beside the rows", source=bank.sources),
+                Evidence(name="zero rows", value=unwritten, why="rows that nothing wrote", source=bank.sources),
+            ),
+        )

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
+from tests import features
+from tests.features import bank_run, saved
+
+RNG = np.random.default_rng(0)
+NOISE, CONE = features.noise(RNG, 128, 64), features.cone(RNG, 128, 64)
+ZEROS = (np.zeros((128, 64), np.float32), np.zeros((128, 64), np.float32))
+ONES = (ZEROS[0] + 0.125, ZEROS[1] + 0.125)
+
+
+def messages(run: Run, **thresholds: Any) -> list[str]:
+    return [finding.message for finding in bank_never_active(run, **thresholds)]
+
+
+@pytest.mark.parametrize("rows", [NOISE, ZEROS, ONES])
+@pytest.mark.parametrize("full", [False, None])
+def test_fires_where_nothing_was_enqueued(rows: features.Pairs, full: bool | None) -> None:
+    (message,) = messages(bank_run(saved(rows, pointer=0, full=full, forwards=1920), bank_warmup=50))
+    assert "Nothing was ever enqueued" in message
+
+
+def test_fires_where_the_switch_is_still_off() -> None:
+    run = bank_run(saved(CONE, pointer=40, full=True, enabled=False), bank_warmup=50)
+    assert "switched off" in messages(run)[0]
+
+
+def test_fires_where_no_row_changes() -> None:
+    run = bank_run(saved(CONE, pointer=40, full=True, step=120), saved(CONE, pointer=40, full=True, step=240))
+    assert "between step 120 and step 240" in messages(run)[0]
+
+
+def test_carries_its_proof() -> None:
+    (finding,) = bank_never_active(bank_run(saved(NOISE, pointer=0, full=False, forwards=1920), bank_warmup=50))
+    proof = {one.name: one for one in finding.evidence}
+    assert proof["pointer"].value == 0
+    assert proof["optimizer steps done"].value == 240
+    assert "1920 forwards" in proof["optimizer steps done"].why
+    assert abs(float(str(proof["image rows: mean cosine between rows"].value))) < 0.01
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        bank_run(saved(CONE, pointer=0, full=None)),  # a ring without a flag that has just wrapped
+        bank_run(saved(CONE, pointer=0, full=False)),  # and one whose flag comes a step late
+        bank_run(saved(CONE, pointer=40, full=False)),
+        bank_run(saved(CONE, pointer=0, full=True, enabled=True)),
+        bank_run(saved(CONE, pointer=0, full=True, step=120), saved(CONE[::-1], pointer=0, full=True, step=240)),
+        bank_run(saved(CONE, pointer=4, full=True, step=240), saved(CONE, pointer=4, full=True, step=240)),  # a copy
+    ],
+)
+def test_quiet_on_a_bank_in_use(run: Run) -> None:
+    assert not messages(run)
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (bank_run(saved(NOISE, pointer=0, full=False), bank_warmup=50, bank_enabled=False), "switches the memory bank"),
+        (bank_run(saved(NOISE, pointer=0, full=False, forwards=1920), bank_warmup=400), "warmup"),
+        (bank_run(saved(NOISE, pointer=0, full=False, step=40)), "warmup"),
+        (bank_run(saved(NOISE, pointer=0, full=False, enabled=False), bank_warmup=1000), "warmup"),
+        (bank_run(saved(NOISE, pointer=None, full=None), bank_warmup=50), "neither the pointer"),
+        (bank_run(saved((NOISE[0][:16], NOISE[1][:16]), pointer=0, full=None)), "too few"),
+        (Run("test"), "no checkpoint"),
+    ],
+)
+def test_skipped_without_evidence(run: Run, reason: str) -> None:
+    with pytest.raises(Missing, match=reason):
+        messages(run)
+
+
+def test_flips_at_the_end_of_the_warmup() -> None:
+    unused = saved(NOISE, pointer=0, full=False)
+    assert messages(bank_run(unused, bank_warmup=216))  # 240 steps are more than 1.1 times it and two
+    with pytest.raises(Missing):
+        messages(bank_run(unused, bank_warmup=217))
+    assert messages(bank_run(unused), patience=240)
+    with pytest.raises(Missing):
+        messages(bank_run(unused), patience=241)
+    assert messages(bank_run(unused, max_steps=480), share=0.5)
+    with pytest.raises(Missing):
+        messages(bank_run(unused, max_steps=481), share=0.5)
