@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from fgclip_doctor.run import Missing, Optimizer, Run
+from fgclip_doctor.run import Missing, Optimizer, Run, Tensor
 
 IMAGE = re.compile(r"(?:^|[._])(?:vis(?:ion|ual)|image|img)", re.IGNORECASE)
 TEXT = re.compile(
@@ -35,6 +35,11 @@ def tower(run: Run, side: str) -> list[str]:
         and tensor.shape
         and not ADAPTER.search(name)
     ]
+
+
+def scales(run: Run) -> dict[str, Tensor]:
+    """The logit scales by role; empty where there are none."""
+    return {role: run.role(role) for role in run.roles if role.startswith("scale.") and run.has_role(role)}
 
 
 def named(run: Run) -> Optimizer:

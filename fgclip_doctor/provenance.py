@@ -176,12 +176,21 @@ def origin(run: Run, *, widest: float = 0.3) -> Origin:
 MANTISSA = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # stored bits
 
 
+def half_ulps(values: NDArray[Any], dtype: str) -> NDArray[np.float64]:
+    """Half the distance from each value to its neighbours in `dtype`: a smaller update is rounded away."""
+    import numpy as np
+
+    sizes = np.abs(np.asarray(values, dtype=np.float64))
+    exponents = np.where(sizes == 0, -1000, np.frexp(sizes)[1] - 1)
+    exponents = np.maximum(exponents, -14 if dtype == "float16" else -126)  # subnormal below
+    return np.asarray(np.ldexp(1.0, exponents - MANTISSA[dtype] - 1))
+
+
 def half_ulp(value: float, dtype: str) -> float:
-    """Half the distance between neighbours at `value`: a smaller update is rounded away."""
-    exponent = math.frexp(abs(value))[1] - 1 if value else -126
-    if dtype == "float16":
-        exponent = max(exponent, -14)  # subnormal below
-    return float(2.0 ** (max(exponent, -126) - MANTISSA[dtype] - 1))
+    """`half_ulps` of one value."""
+    import numpy as np
+
+    return float(half_ulps(np.array(value), dtype))
 
 
 @dataclass(frozen=True, slots=True)

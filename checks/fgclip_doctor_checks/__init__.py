@@ -7,10 +7,16 @@ from fgclip_doctor_checks.banks.bank_not_in_checkpoint import bank_not_in_checkp
 from fgclip_doctor_checks.banks.bank_rows_not_unit import bank_rows_not_unit
 from fgclip_doctor_checks.gradients.parameter_never_got_gradient import parameter_never_got_gradient
 from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_not_in_optimizer
+from fgclip_doctor_checks.gradients.parameter_unchanged import parameter_unchanged
+from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
+from fgclip_doctor_checks.gradients.weight_decay_on_scale import weight_decay_on_scale
 
 CHECKS: tuple[Check, ...] = (
     parameter_not_in_optimizer,
     parameter_never_got_gradient,
+    parameter_unchanged,
+    updates_lost_to_rounding,
+    weight_decay_on_scale,
     bank_never_active,
     bank_holds_noise,
     bank_not_in_checkpoint,

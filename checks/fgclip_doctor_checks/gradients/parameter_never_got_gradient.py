@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.parts import named, tower
+from fgclip_doctor.parts import named, scales, tower
 from fgclip_doctor.run import Optimizer
 
 BLOCK = re.compile(r"\.(?:layers?|blocks|resblocks|h)\.(\d+)\.")
@@ -32,7 +32,7 @@ def parameter_never_got_gradient(run: Run) -> Iterator[Finding]:
     dead = {index for index in optimizer.indices if _dead(optimizer, index)}
     alive = {name for index in optimizer.indices if index not in dead for name in optimizer.names.get(index, ())}
     parts = {tensor.name: role for role, tensor in run.heads()}
-    parts |= {run.role(role).name: role for role in run.roles if role.startswith("scale.") and run.has_role(role)}
+    parts |= {tensor.name: role for role, tensor in scales(run).items()}
     for index in sorted(dead):
         names = optimizer.names.get(index, ())
         if names and parts.keys() >= set(names) and all(_runs(run, parts[name], alive) for name in names):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Run, Severity, check
-from fgclip_doctor.parts import named, trained
+from fgclip_doctor.parts import named, scales, trained
 
 
 @check("FGD102", "parameter-not-in-optimizer", Severity.ERROR)
@@ -21,15 +21,12 @@ def parameter_not_in_optimizer(run: Run) -> Iterator[Finding]:
     Sources: huggingface/sentence-transformers#2881 (the loss's classifier was left out); fastai/fastai#2133.
     """
     optimizer = named(run)
-    heads, scales = (
-        dict(run.heads()),
-        {role: run.role(role) for role in run.roles if role.startswith("scale.") and run.has_role(role)},
-    )
-    parts = {**heads, **scales}
+    heads, temperatures = dict(run.heads()), scales(run)
+    parts = {**heads, **temperatures}
     held = {role for role, tensor in parts.items() if optimizer.may_hold(tensor.name)}
     expected = {role for role in heads if trained(run, role)}
-    if held & set(scales) and held & set(heads):
-        expected |= set(scales)
+    if held & set(temperatures) and held & set(heads):
+        expected |= set(temperatures)
     source, groups = str(optimizer.source), f"{len(optimizer.indices)} parameters in {len(optimizer.groups)} groups"
     for role in sorted(expected - held):
         yield Finding(

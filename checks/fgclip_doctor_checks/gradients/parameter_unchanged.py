@@ -1,0 +1,103 @@
+"""FGD104."""
+
+from collections.abc import Iterator
+from math import log
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.parts import ELDER, TOWER_OF, scales, tower
+from fgclip_doctor.provenance import half_ulp
+from fgclip_doctor.run import Checkpoint, Tensor
+
+SAMPLE = 24  # tensors of a tower that are compared: enough to see that it moved
+
+
+@check("FGD104", "parameter-unchanged", Severity.ERROR)
+def parameter_unchanged(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
+    """A parameter is bit-identical to an earlier checkpoint, or to the base, while its peers moved.
+
+    Why: whatever the configuration says, this parameter is not being trained: it is frozen, left out, cut off from the
+    loss, or the optimizer steps another tensor than the one that the model uses.
+    Evidence: the bytes of the tensor in two checkpoints, or in the base. Heads and scales are compared, and every
+    parameter whose gradients Adam's state proves.
+    Benign: a tower that is frozen with its head; a temperature that is fixed everywhere, or rests at its cap; a
+    learning rate of zero, or one below the rounding of the stored type (a 16-bit export hides small steps).
+    Fix: if Adam's state shows gradients, build the optimizer after the parameter (assigning a new nn.Parameter orphans
+    the old one); otherwise see what explains this finding.
+    Sources: pytorch.org, torch.optim ("construct the optimizer after moving the model"); fastai/fastai#2133.
+    """
+    now = run.checkpoint
+    before = next((one for one in run.checkpoints[:-1] if one.tensors), run.base)
+    if before is None or not before.tensors:
+        raise Missing("only one checkpoint and no --base: nothing to compare with")
+    if before.step is not None and before.step == now.step:
+        raise Missing("both checkpoints are of the same step")
+    resting = {scale.name for scale in scales(run).values() if abs(scale.item() - cap) <= 0.02}
+    for name in dict.fromkeys([*_expected(run, before), *_with_gradient(run)]):
+        tensor = run.tensors[name]
+        if not _same(run, before, name) or _hidden(run, tensor) or name in resting:
+            continue
+        yield Finding(
+            message=f"{name} is bit-identical at step {now.step} and in {before.path}, while its peers moved.",
+            where=name,
+            evidence=(
+                Evidence(
+                    name="bytes",
+                    value=tensor.digest[:12],
+                    expected=f"another hash than in {before.path}",
+                    why="peers changed between the two, and a step of the learning rate is not rounded away",
+                    source=str(tensor.source),
+                    step=now.step,
+                ),
+            ),
+            explained_by=("FGD102", "FGD103", "FGD106"),
+        )
+
+
+def _expected(run: Run, before: Checkpoint) -> Iterator[str]:
+    """Heads on a tower that moved, branch heads whose elder moved, and scales of which one moved."""
+    heads = dict(run.heads())
+    moved = {role for role, head in heads.items() if _same(run, before, head.name) is False}
+    for role, head in heads.items():
+        body = tower(run, TOWER_OF.get(role, ""))
+        body = body[:: max(1, len(body) // SAMPLE)]
+        if ELDER.get(role) in moved or 2 * sum(_same(run, before, name) is False for name in body) > len(body):
+            yield head.name
+    names = [scale.name for scale in scales(run).values()]
+    if any(_same(run, before, name) is False for name in names):
+        yield from names
+
+
+def _same(run: Run, before: Checkpoint, name: str) -> bool | None:
+    """Whether a tensor is bit-identical in both; None where they can't be compared."""
+    old, new = before.tensors.get(name), run.tensors[name]
+    if old is None or (old.dtype, old.shape) != (new.dtype, new.shape):
+        return None
+    return old.digest == new.digest
+
+
+def _with_gradient(run: Run) -> Iterator[str]:
+    """Parameters that the optimizer certainly holds and that had gradients at a learning rate over zero."""
+    optimizer = run.checkpoint.optimizer
+    for index, names in (optimizer.names if optimizer else {}).items():
+        state = optimizer.states.get(index) if optimizer else None
+        if (
+            len(names) == 1
+            and names[0] in run.tensors
+            and state
+            and state.exp_avg_sq
+            and state.exp_avg_sq.statistics.maximum > 0
+        ):
+            yield names[0]
+
+
+def _hidden(run: Run, tensor: Tensor) -> bool:
+    """Whether rounding alone can keep the stored value: a step is at most about lr, and may be a quarter of it."""
+    optimizer = run.checkpoint.optimizer
+    rates = [
+        group.initial_lr or 0.0
+        for group in (optimizer.groups if optimizer else ())
+        if optimizer and any(tensor.name in optimizer.names.get(index, (tensor.name,)) for index in group.parameters)
+    ]
+    rate = max(rates) if rates else run.number("learning_rate", 1.0)
+    size = (tensor.statistics.norm**2 / max(tensor.size, 1)) ** 0.5
+    return rate <= 4 * half_ulp(size, tensor.dtype) if tensor.dtype in ("bfloat16", "float16", "float32") else rate == 0

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
+from tests.runs import checkpoint, group, optimizer, run, state, tensor
+
+RNG = np.random.default_rng(0)
+WEIGHTS = {"visual_projection.weight": RNG.normal(0, 0.02, (64, 64)), "logit_scale": np.array(4.6)}
+
+
+def trained(weights: str, moments: str, lr: float, **options: Any) -> Run:
+    """A run whose weights and moments were rounded to these types (`grid`: to bfloat16's values, in float32)."""
+
+    def stored(name: str, values: Any, dtype: str) -> Any:
+        rounded = tensor(name, values, "bfloat16" if dtype == "grid" else dtype)
+        return tensor(name, rounded.values(), "float32") if dtype == "grid" else rounded
+
+    saved = {name: stored(name, values, weights) for name, values in WEIGHTS.items()}
+    states = []
+    for index, values in enumerate(WEIGHTS.values()):
+        mean = stored("m", RNG.normal(0, 1e-4, values.shape), moments).values()
+        square = stored("v", mean**2 + 1e-8, moments).values()
+        states.append(state(index, 100, mean, square, dtype="float32" if moments == "grid" else moments))
+    held = optimizer([group(0, [0, 1], lr=lr, **options)], states, dict(enumerate(WEIGHTS)))
+    return run(checkpoint(saved, 100, optimizer=held))
+
+
+@pytest.mark.parametrize(("weights", "moments"), [("bfloat16", "bfloat16"), ("grid", "grid"), ("float16", "float16")])
+def test_sixteen_bits_throughout_at_a_fine_tuning_rate(weights: str, moments: str) -> None:
+    [finding] = updates_lost_to_rounding(trained(weights, moments, 1e-6))
+    assert float(str(finding.evidence[0].value)) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("weights", "moments"),
+    [("float32", "float32"), ("bfloat16", "float32"), ("grid", "float32")],
+    ids=["float32", "export", "export, read as float32"],
+)
+def test_masters_in_float32_are_quiet(weights: str, moments: str) -> None:
+    assert not list(updates_lost_to_rounding(trained(weights, moments, 1e-6)))
+
+
+def test_large_steps_survive_in_sixteen_bits() -> None:
+    assert not list(updates_lost_to_rounding(trained("bfloat16", "bfloat16", 1e-2)))
+
+
+@pytest.mark.parametrize("option", ["use_kahan_summation", "bf16_stochastic_round"])
+def test_compensated_rounding_is_quiet(option: str) -> None:
+    assert not list(updates_lost_to_rounding(trained("bfloat16", "bfloat16", 1e-6, **{option: True})))
+
+
+def test_weights_that_moved_where_plain_rounding_forbids_it_are_quiet() -> None:
+    late = trained("bfloat16", "bfloat16", 1e-6)
+    early = checkpoint({name: values * 1.05 for name, values in WEIGHTS.items()}, 50, dtype="bfloat16")
+    late.checkpoints = (early, *late.checkpoints)
+    assert not list(updates_lost_to_rounding(late))
+
+
+def test_flips_at_its_threshold() -> None:
+    case = trained("bfloat16", "bfloat16", 1e-4)
+    share = float(str(next(updates_lost_to_rounding(case, lost=0.01)).evidence[0].value))
+    assert 0.05 < share < 0.95
+    assert list(updates_lost_to_rounding(case, lost=share - 1e-3))
+    assert not list(updates_lost_to_rounding(case, lost=share + 1e-3))
+
+
+def test_skipped_without_optimizer() -> None:
+    with pytest.raises(Missing, match="no optimizer state"):
+        list(updates_lost_to_rounding(run(checkpoint(WEIGHTS, dtype="bfloat16"))))

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor_checks.gradients.weight_decay_on_scale import weight_decay_on_scale
+from tests.runs import adam, checkpoint, run
+
+WEIGHTS = {"logit_scale": np.array(4.6), "ln.weight": np.ones(8), "head.weight": np.ones((8, 8))}
+
+
+def decayed(weight_decay: float, lr: float = 5e-4, steps: int = 1000, **options: Any) -> Run:
+    weights = checkpoint(WEIGHTS).tensors
+    held = adam(weights, step=steps, lr=lr, weight_decay=weight_decay, **options)
+    return run(checkpoint(weights, steps, optimizer=held), roles={"scale.global": "logit_scale"})
+
+
+def test_a_decayed_scale_and_decayed_norms_are_named() -> None:
+    scale, norms = weight_decay_on_scale(decayed(0.2))
+    assert scale.where == "logit_scale"
+    assert scale.evidence[0].value == pytest.approx(1000 * 5e-4 * 0.2 * 4.6)
+    assert norms.where == "ln.weight"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"weight_decay": 0.0},
+        {"weight_decay": 0.001, "lr": 1e-6},
+        {"weight_decay": 0.2, "decoupled_weight_decay": False},
+    ],
+)
+def test_none_or_a_negligible_pull_or_coupled_decay_is_quiet(case: dict[str, Any]) -> None:
+    assert not list(weight_decay_on_scale(decayed(**case)))
+
+
+@pytest.mark.parametrize(("smallest", "expected"), [(0.4599, 1), (0.4601, 0)])
+def test_flips_at_its_threshold(smallest: float, expected: int) -> None:
+    assert len(list(weight_decay_on_scale(decayed(0.2), smallest=smallest))) == expected
+
+
+def test_skipped_without_optimizer() -> None:
+    with pytest.raises(Missing, match="no optimizer state"):
+        list(weight_decay_on_scale(run(checkpoint(WEIGHTS))))
