@@ -1,1 +1,131 @@
 """Artefacts -> `Run`. Nothing that is read here is ever executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fgclip_doctor.run import Checkpoint, Fact, Optimizer, Run, Source
+from fgclip_doctor.sources import checkpoint as checkpoints
+from fgclip_doctor.sources import optimizer as optimizers
+from fgclip_doctor.sources import roles as parts
+from fgclip_doctor.sources import trainer
+from fgclip_doctor.sources.checkpoint import Found
+from fgclip_doctor.sources.files import Unreadable
+
+
+def load(
+    paths: Sequence[Path],
+    base: Path | None = None,
+    facts: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+) -> Run:
+    """Everything that `paths` tell, as one run: checkpoints, directories of several, bare files of weights.
+
+    `base` is where the run started from. `facts` states what no artefact says, and wins over what one does; after it
+    the newest checkpoint wins, then the run directory around it, then older checkpoints, and in each training_args.bin,
+    trainer_state.json, scheduler.pt, config.json, in this order. `roles` names parts of the model. Raises `Unreadable`,
+    with a line that begins with the path, if nothing at all could be read from one of the paths; what can't be read of
+    the rest is told in `Run.problems`.
+    """
+    found: list[Found] = []
+    around: list[Found] = []
+    for path in paths:
+        inner, outer = _read_path(path)
+        found += [one for one in inner if one.path not in {known.path for known in found}]
+        around += outer
+    if all(one.order is not None for one in found):
+        found.sort(key=lambda one: one.order or 0)
+    _name_optimizers(found)
+    run = Run(
+        ", ".join(map(str, paths)),
+        checkpoints=tuple(one.checkpoint() for one in found if one.tensors or one.optimizer or one.scheduler),
+        base=None if base is None else _read_base(base),
+        problems=list(dict.fromkeys(str(error) for one in [*found, *around] for error in one.problems)),
+    )
+    for one in [*found[-1:], *around, *reversed(found[:-1])]:
+        for fact in one.facts:
+            run.facts.setdefault(fact.name, fact)
+        for name, series in one.series.items():
+            if name not in run.series or len(series.steps) > len(run.series[name].steps):
+                run.series[name] = series  # a log_history holds all that went before it
+    for name, text in (facts or {}).items():
+        run.facts[name] = Fact(name, _value(text), Source("--fact", name))
+    for fact in trainer.derived(run.facts):
+        run.facts.setdefault(fact.name, fact)
+    run.roles = parts.find(found[-1].tensors if found else {}, run.series, roles)
+    return run
+
+
+def _read_path(path: Path) -> tuple[list[Found], list[Found]]:
+    """The checkpoints under `path`, by step, and the run directory around them, for its facts and its log.
+
+    Weights in a run directory that also holds checkpoints are those of its last step without an optimizer: they are
+    read when they are asked for by themselves.
+    """
+    try:
+        is_directory = path.is_dir()
+        inner = checkpoints.inner_checkpoints(path) if is_directory else []
+        around = bool(inner) and checkpoints.is_checkpoint(path)
+    except OSError as error:
+        raise Unreadable(path, error.strerror or str(error)) from None
+    if not is_directory:
+        return [checkpoints.read_file(path)], []
+    found = [_read(one) for one in inner] if inner else [checkpoints.read_directory(path)]
+    outer = [checkpoints.read_directory(path)] if around else []
+    if all(one.empty for one in [*found, *outer]):
+        problems = [error for one in found for error in one.problems]
+        raise problems[0] if problems else Unreadable(path, "holds no checkpoint, weights or trainer state")
+    return found, outer
+
+
+def _read(path: Path) -> Found:
+    """One checkpoint among several: that it can't be read is a problem of its own."""
+    if path.is_dir():
+        return checkpoints.read_directory(path)
+    try:
+        return checkpoints.read_file(path)
+    except Unreadable as error:
+        return Found(str(path), problems=[error])
+
+
+def _read_base(path: Path) -> Checkpoint:
+    """The weights that the run started from. Raises `Unreadable` if there are none."""
+    inner, outer = _read_path(path)
+    with_weights = [one for one in [*inner, *outer] if one.tensors]
+    if not with_weights:
+        problems = [error for one in inner for error in one.problems]
+        raise problems[0] if problems else Unreadable(path, "holds no weights to compare with")
+    return with_weights[-1].checkpoint()
+
+
+def _name_optimizers(found: Iterable[Found]) -> None:
+    """Name the parameters of every optimizer: the newest one with the help of the weights before it, and the others
+    like it where they hold the same."""
+    named: list[tuple[Found, Optimizer]] = []
+    candidates = [one for one in found if one.tensors]
+    for place, one in reversed(list(enumerate(candidates))):
+        if one.optimizer is None:
+            continue
+        alike = next((optimizer for other, optimizer in named if other.moments == one.moments), None)
+        if alike and alike.indices == one.optimizer.indices:
+            one.optimizer = replace(one.optimizer, names=alike.names, naming=alike.naming)
+            continue
+        earlier = candidates[place - 1].tensors if place else None
+        one.optimizer = optimizers.named(one.optimizer, one.moments, one.weights, earlier)
+        named.append((one, one.optimizer))
+        if one.optimizer.naming == optimizers.NO_FIT:
+            one.problems.append(Unreadable(one.optimizer.source.path, "does not fit the weights beside it"))
+
+
+def _value(text: str) -> int | float | bool | str:
+    """A fact as it is typed: a whole number, a number, true or false, else text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

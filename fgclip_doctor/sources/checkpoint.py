@@ -1,0 +1,312 @@
+"""A checkpoint -> tensors, optimizer, scheduler and facts: a directory in Hugging Face's layout, or one bare file.
+
+Each piece is read by itself. What is missing is missing, what can't be read becomes a line in `problems`, and the rest
+counts. Nothing is executed.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fgclip_doctor.run import Checkpoint, Fact, Optimizer, Series, Source, Tensor
+from fgclip_doctor.sources import optimizer as optimizers
+from fgclip_doctor.sources import safetensors_file, torch_file, trainer
+from fgclip_doctor.sources.files import Unreadable, inside, read_json
+from fgclip_doctor.sources.naming import Weights
+from fgclip_doctor.sources.pickles import Stub
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # each may be sharded, with an index beside it
+PIECES = ("config.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin")
+BARE = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+NOT_WEIGHTS = re.compile(r"optimizer|scheduler|training_args|rng_state|scaler|random_states|sampler")
+STEP = re.compile(r"(?:^|[-_.])(?:checkpoint|ckpt|step|steps|global_step|iter|iteration)[-_=]?(\d{1,15})(?:\D|$)")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "model_state", "weights", "params")
+OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states", "opt")
+SCHEDULERS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_schedulers")
+ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt_args")
+STEPS = ("global_step", "step", "steps", "iteration", "iter", "it")
+PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
+
+
+@dataclass
+class Found:
+    """What one checkpoint holds, before its optimizer's indices are named."""
+
+    path: str
+    step: int | None = None
+    trainer_step: int | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    defined_order: bool = False
+    transformers: bool = False
+    optimizer: Optimizer | None = None
+    moments: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] | None = None
+    facts: list[Fact] = field(default_factory=list)  # the first that states something wins
+    series: dict[str, Series] = field(default_factory=dict)
+    problems: list[Unreadable] = field(default_factory=list)
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.tensors, self.defined_order, self.transformers)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.tensors or self.optimizer or self.scheduler or self.facts or self.series)
+
+    @property
+    def order(self) -> int | None:
+        return self.trainer_step if self.trainer_step is not None else self.step
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.path, self.step, self.tensors, self.optimizer, self.scheduler, self.trainer_step)
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """True if `directory` holds a piece that a trainer writes."""
+    names = {entry.name for entry in directory.iterdir()}
+    return bool(names & {*PIECES, *WEIGHTS, *(f"{weights}.index.json" for weights in WEIGHTS)})
+
+
+def inner_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints that a run directory holds, by step: folders, else bare files of weights."""
+    entries = sorted(directory.iterdir(), key=lambda entry: (_step(entry.name) or 0, entry.name))
+    folders = [entry for entry in entries if _step(entry.name) is not None and entry.is_dir() and is_checkpoint(entry)]
+    if folders or is_checkpoint(directory):
+        return folders
+    return [entry for entry in entries if entry.suffix in BARE and not NOT_WEIGHTS.search(entry.name)]
+
+
+def _step(name: str) -> int | None:
+    match = STEP.search(name)
+    return int(match[1]) if match else None
+
+
+# --- a directory ---------------------------------------------------------------------------------------------------
+
+
+def read_directory(directory: Path) -> Found:
+    """All pieces of the checkpoint in `directory`, which stands in the report under the path as given."""
+    found = Found(str(directory), _step(directory.name))
+    _attempt(found, _arguments, directory / "training_args.bin")
+    _attempt(found, _trainer_state, directory / "trainer_state.json")
+    _attempt(found, _scheduler, directory / "scheduler.pt")
+    _attempt(found, _config, directory / "config.json")
+    _ranks(found, directory)
+    for name in WEIGHTS:
+        if not found.tensors:
+            _attempt(found, _shards, directory / f"{name}.index.json")
+        if not found.tensors:
+            _attempt(found, _weights, directory / name)
+    _attempt(found, _optimizer, directory / "optimizer.pt")
+    return found
+
+
+def _attempt(found: Found, read: Callable[[Found, Path], None], path: Path) -> None:
+    """Read one piece if it is there. That it can't be read is worth a line, not the end."""
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        read(found, path)
+    except Unreadable as error:
+        found.problems.append(error)
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, Mapping):
+        raise Unreadable(path, "not a JSON object")
+    return content
+
+
+def _arguments(found: Found, path: Path) -> None:
+    found.facts.extend(trainer.facts(_plain(torch_file.read(path)), str(path)))
+
+
+def _plain(content: object) -> dict[str, Any]:
+    """The fields of a dict, or of the object that a stub stands for; an enum among them as its value."""
+    state = content.state if isinstance(content, Stub) else content
+    if not isinstance(state, Mapping):
+        return {}
+    return {str(key): _enum(value) for key, value in state.items()}
+
+
+def _enum(value: object) -> object:
+    """`SchedulerType.COSINE` is pickled as a call of its class with its value."""
+    if isinstance(value, Stub) and len(value.args) == 1 and isinstance(value.args[0], (str, int, float)):
+        return value.args[0]
+    return value
+
+
+def _trainer_state(found: Found, path: Path) -> None:
+    state = _json(path)
+    known = {key: state.get(key) for key in ("global_step", "max_steps", "num_train_epochs")}
+    found.facts.extend(trainer.facts(known, str(path)))
+    batch = state.get("train_batch_size")
+    if isinstance(batch, int) and batch > 0:  # here that of one process; DeepSpeed calls the whole batch so
+        found.facts.append(Fact("micro_batch", batch, Source(str(path), "train_batch_size")))
+    step = state.get("global_step")
+    found.trainer_step = step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
+    found.series = trainer.series(state.get("log_history"), str(path))
+
+
+def _scheduler(found: Found, path: Path) -> None:
+    content = torch_file.read(path)
+    if isinstance(content, Mapping):
+        found.scheduler = {str(key): value for key, value in content.items()}
+        found.facts.extend(trainer.scheduler_facts(found.scheduler, str(path)))
+
+
+def _config(found: Found, path: Path) -> None:
+    config = _json(path)
+    found.facts.extend(trainer.config_facts(config, str(path)))
+    found.transformers = "transformers_version" in config and "clip" in str(config.get("model_type", "")).lower()
+
+
+def _ranks(found: Found, directory: Path) -> None:
+    """The Trainer saves the random state of every rank, as rng_state.pth or rng_state_N.pth."""
+    ranks = [entry for entry in directory.glob("rng_state*.pth") if re.fullmatch(r"rng_state(_\d+)?\.pth", entry.name)]
+    if ranks:
+        found.facts.append(Fact("world_size", len(ranks), Source(str(directory), "rng_state*.pth")))
+
+
+def _optimizer(found: Found, path: Path) -> None:
+    payload = torch_file.read(path)
+    found.optimizer = optimizers.read(payload, Source(str(path)))
+    found.moments = optimizers.shapes(payload)
+
+
+def _weights(found: Found, path: Path) -> None:
+    _keep(found, _tensors(path))
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return safetensors_file.read(path)
+    return _state_dict(torch_file.read(path), path)
+
+
+def _shards(found: Found, path: Path) -> None:
+    """The shards that an index names; those that are missing or lie elsewhere cost a line each."""
+    mapping = _json(path).get("weight_map")
+    if not isinstance(mapping, Mapping) or not all(isinstance(shard, str) for shard in mapping.values()):
+        raise Unreadable(path, "no weight_map from tensors to shards")
+    tensors: dict[str, Tensor] = {}
+    for shard in dict.fromkeys(mapping.values()):
+        try:
+            tensors.update(_tensors(inside(path.parent, shard)))
+        except Unreadable as error:
+            found.problems.append(error)
+    _keep(found, tensors)
+
+
+def _keep(found: Found, tensors: Mapping[str, Tensor]) -> None:
+    found.tensors = _unwrapped(tensors)
+    found.defined_order = not _sorted_by_name(found.tensors)
+
+
+def _sorted_by_name(tensors: Mapping[str, Tensor]) -> bool:
+    """True if the order of the names is the alphabet's within each dtype, as safetensors writes it: it says nothing."""
+    by_dtype: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        by_dtype.setdefault(tensor.dtype, []).append(name)
+    return all(names == sorted(names) for names in by_dtype.values())
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that wrappers (DistributedDataParallel, torch.compile, Lightning) put before every name."""
+    names = {name: name for name in tensors}
+    stripped = True
+    while stripped and names:
+        stripped = False
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in names.values()):
+                names = {original: name.removeprefix(prefix) for original, name in names.items()}
+                stripped = True
+    return {name: _renamed(tensors[original], name) for original, name in names.items()}
+
+
+def _renamed(tensor: Tensor, name: str) -> Tensor:
+    """The same tensor under another name; its source keeps the one in the file."""
+    if tensor.name == name:
+        return tensor
+    renamed = copy.copy(tensor)
+    renamed.name = name
+    return renamed
+
+
+# --- a bare file ---------------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path) -> Found:
+    """One file: weights, bare or wrapped by a trainer with its optimizer and arguments. Raises `Unreadable`."""
+    found = Found(str(path), _step(path.name))
+    if path.suffix == ".safetensors":
+        _keep(found, safetensors_file.read(path))
+        return found
+    content = torch_file.read(path)
+    if optimizers.is_optimizer(content):
+        found.optimizer, found.moments = optimizers.read(content, Source(str(path))), optimizers.shapes(content)
+        return found
+    _keep(found, _state_dict(content, path))
+    if isinstance(content, Mapping) and not _is_state_dict(content):
+        _trainer_pieces(found, content, path)
+    return found
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """The tensors by name, from under the usual wrappers. Raises `Unreadable` if there are none."""
+    for _ in range(3):
+        if _is_state_dict(content):
+            break
+        inner = (content.get(key) for key in WRAPPERS) if isinstance(content, Mapping) else ()
+        content = next((value for value in inner if isinstance(value, Mapping)), None)
+    if not isinstance(content, Mapping) or not _is_state_dict(content):
+        raise Unreadable(path, "holds no state dict of weights")
+    return {name: _renamed(value, name) for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _is_state_dict(content: object) -> bool:
+    """Names to tensors, most of them; a state dict may hold some other state too."""
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        return False
+    tensors = sum(isinstance(value, Tensor) for value in content.values())
+    return tensors > len(content) / 2
+
+
+def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> None:
+    """Optimizer, scheduler, step count and arguments from beside the weights."""
+    for key in OPTIMIZERS:
+        payload = _first(content.get(key))
+        if optimizers.is_optimizer(payload):
+            found.optimizer = optimizers.read(payload, Source(str(path), key))
+            found.moments = optimizers.shapes(payload)
+            break
+    for key in ARGUMENTS:
+        found.facts.extend(trainer.facts(_plain(content.get(key)), f"{path}: {key}"))
+    for key in SCHEDULERS:
+        scheduler = _first(content.get(key))
+        if isinstance(scheduler, Mapping):
+            found.scheduler = {str(name): value for name, value in scheduler.items()}
+            found.facts.extend(trainer.scheduler_facts(found.scheduler, f"{path}: {key}"))
+            break
+    step = next((value for value in (_number(content.get(key)) for key in STEPS) if value is not None), None)
+    if step is not None:
+        found.trainer_step = step
+        found.facts.append(Fact("global_step", step, Source(str(path), "step")))
+
+
+def _first(value: object) -> object:
+    """Lightning keeps a list of optimizers; nearly always of one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _number(value: object) -> int | None:
+    if isinstance(value, Tensor) and value.size == 1:
+        value = value.item()
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1 << 53
+    return int(value) if whole and isinstance(value, (int, float)) else None

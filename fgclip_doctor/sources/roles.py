@@ -1,0 +1,183 @@
+"""The parts of the model and of the log by role, found by the patterns of their names and by their shapes.
+
+Real forks rename everything, so nothing here knows one model's names: `queue`, `image_queue`, `memory_bank.img_feats`
+and `xbm.keys` are all banks. Shapes decide between what the names leave open, and what stays open has no role.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from fgclip_doctor.run import Series, Tensor
+
+BANK = r"(queue|bank|xbm|memory|fifo|buffer_feat)"
+IMAGE = r"(image|img|visual|vision|vis|region|roi|box|v)"
+TEXT = r"(text|txt|caption|cap|lang|language|t)"
+_EDGE, _END = r"(?:^|[._])", r"(?:[._]|\d|$)"
+
+
+def find(
+    tensors: Mapping[str, Tensor], series: Mapping[str, Series], given: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Role -> name of the tensor or series that plays it. `given` wins over everything found."""
+    roles = {**_bank(tensors), **_scales(tensors), **_heads(tensors), **_losses(series)}
+    return {**roles, **(given or {})}
+
+
+def _words(pattern: str, name: str) -> bool:
+    """True if `pattern` stands in `name` as whole words, as `_`, `.` and digits part them."""
+    return re.search(f"{_EDGE}{pattern}{_END}", name.lower()) is not None
+
+
+def _integer(tensor: Tensor) -> bool:
+    return tensor.dtype.startswith(("int", "uint", "bool"))
+
+
+def _bank(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The memory bank: keys of equal shape per modality, and the scalars that steer them."""
+    named = [name for name in tensors if _words(BANK, name)]
+    keys = [name for name in named if len(tensors[name].shape) == 2 and not _integer(tensors[name])]
+    keys = [name for name in keys if not name.endswith((".weight", ".bias"))]  # an attention's `memory.weight`
+    text = [name for name in keys if _text_side(name)]
+    image = [name for name in keys if name not in text]
+    roles: dict[str, str] = {}
+    pairs = [(one, other) for one in image for other in text if tensors[one].shape == tensors[other].shape]
+    if pairs:
+        one, other = min(pairs, key=lambda pair: -_affinity(*pair))
+        roles = {"bank.image_keys": one, "bank.text_keys": other}
+    elif len(keys) == 1:
+        roles = {"bank.text_keys" if text else "bank.image_keys": keys[0]}
+    if not roles:
+        return {}
+    anchor = next(iter(roles.values()))
+    scalars = [name for name in tensors if tensors[name].size == 1]
+    wanted = {
+        "bank.pointer": (r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)", True),
+        "bank.full": (r"(full|filled|is_?full)", False),
+        "bank.enabled": (r"(enabled|enable|active|activated|is_?on|use_?\w*bank|use_?queue)", False),
+    }
+    for role, (pattern, integer) in wanted.items():
+        fitting = [
+            name
+            for name in scalars
+            if _words(pattern, name)
+            and (_words(BANK, name) or _same_module(name, anchor))
+            and (_integer(tensors[name]) if integer else True)
+        ]
+        if fitting:
+            roles[role] = max(fitting, key=lambda name: _affinity(name, anchor))
+    counters = [name for name in scalars if _integer(tensors[name]) and _counts_forwards(name)]
+    if counters:
+        roles["clock.forwards"] = max(counters, key=lambda name: _affinity(name, anchor))
+    return roles
+
+
+def _text_side(name: str) -> bool:
+    """The last word that names a modality decides: `region_text_queue` holds texts."""
+    words = [word for word in re.split(r"[._]", name.lower()) if word]
+    sides = [bool(re.fullmatch(TEXT, word)) for word in words if re.fullmatch(f"{TEXT}s?|{IMAGE}s?", word)]
+    plural = [word for word in words if re.fullmatch(f"{TEXT}s", word)]
+    return bool(plural) or (bool(sides) and sides[-1])
+
+
+def _counts_forwards(name: str) -> bool:
+    """A counter that the model itself advances; `num_batches_tracked` is that of a batch norm."""
+    leaf = name.rpartition(".")[2].lower()
+    return leaf != "num_batches_tracked" and bool(
+        re.fullmatch(
+            r"_?(num_?)?(training|train|forward|micro|global)?_?(steps?|forwards?|iters?|iterations?|calls?)"
+            r"(_(count|counter|seen|done))?|_?(step|forward|iter|call)_?(count|counter)",
+            leaf,
+        )
+    )
+
+
+def _affinity(one: str, other: str) -> int:
+    """How many leading characters two names share, then trailing ones: the best partner is the nearest name."""
+    leading = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return leading + next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _same_module(one: str, other: str) -> bool:
+    parent = other.rpartition(".")[0]
+    return bool(parent) and one.rpartition(".")[0] == parent
+
+
+def _scales(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    pattern = r"(logit_scale\w*|temperature\w*|temp\w*|log_temp\w*|logit_temp\w*|t_prime|log_scale\w*|logit_?scale\w*)"
+    names = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.size == 1 and "float" in tensor.dtype and re.fullmatch(pattern, name.rpartition(".")[2].lower())
+    ]
+    return _by_branch("scale", names)
+
+
+def _by_branch(kind: str, names: Iterable[str]) -> dict[str, str]:
+    """Global, region and hard by the words in the name; the plainest name of a branch plays the role."""
+    roles: dict[str, str] = {}
+    for name in sorted(names, key=len):
+        branch = _branch(name)
+        roles.setdefault(f"{kind}.{branch}", name)
+    return {role: roles[role] for role in (f"{kind}.global", f"{kind}.region", f"{kind}.hard") if role in roles}
+
+
+def _branch(name: str) -> str:
+    lower = name.lower()
+    if re.search(r"hard|(?:^|[._/])hn(?:[._/]|$)|hneg", lower):
+        return "hard"
+    if re.search(r"region|roi|box|fine_?-?grain|(?:^|[._/])fg(?:[._/]|$)|local|dense", lower):
+        return "region"
+    return "global"
+
+
+def _heads(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Projections to the shared embedding: matrices, or the first of a small stack, named after what they project."""
+    roles: dict[str, str] = {}
+    patterns = {
+        "head.region": r"(region|roi|box|regional|local|fg|finegrain\w*|fine_grain\w*)",
+        "head.text_long": r"(?=.*(filip|long))(?=.*(text|txt|caption|language|lang|t)(_|\b))",
+        "head.text": r"(text|txt|caption|language|lang|transformer|t)",
+        "head.image": r"(visual|vision|image|img|v)",
+    }
+    for name, tensor in tensors.items():
+        path = name.removesuffix(".weight").lower()
+        if len(tensor.shape) != 2 or "float" not in tensor.dtype or name.count(".") > 4:
+            continue
+        if re.search(r"(encoder|blocks?|layers?|resblocks?|attn|attention|mlp|embeddings?)([._]|$)", path):
+            continue
+        if not re.search(r"(^|[._])(proj(ection|ector)?|head|fc|to_latent|latent)([._\d]|$)", path):
+            continue
+        for role, pattern in patterns.items():
+            found = re.search(pattern, path) if role == "head.text_long" else _words(pattern, path)
+            if found:
+                if role not in roles or len(name) < len(roles[role]):
+                    roles[role] = name
+                break
+    return {role: roles[role] for role in ("head.image", "head.text", "head.text_long", "head.region") if role in roles}
+
+
+def _losses(series: Mapping[str, Series]) -> dict[str, str]:
+    """Training losses only: an evaluation's series has its own candidates."""
+    roles: dict[str, str] = {}
+    terms: list[str] = []
+    for name in series:
+        lower = name.lower()
+        leaf = lower.removeprefix("train/").removeprefix("train_").removeprefix("losses/").removeprefix("loss/")
+        if "loss" not in lower or re.search(r"(^|[._/])(eval|val|valid|validation|test)([._/]|$)", lower):
+            continue
+        if lower == "train_loss":  # transformers.Trainer logs the mean over the whole run under this name, once
+            continue
+        if leaf in ("loss", "total", "total_loss", "loss_total"):
+            if "loss.total" not in roles or len(name) < len(roles["loss.total"]):
+                roles["loss.total"] = name
+        elif not re.search(r"scale|weight|ratio|bits|noise|chance", lower):
+            terms.append(name)
+    for name in sorted(terms, key=len):
+        branch = _branch(name)
+        known = branch != "global" or re.search(r"global|itc|contrastive|clip|long|infonce|nce", name.lower())
+        if known:
+            roles.setdefault(f"loss.{branch}", name)
+    return roles

@@ -1,0 +1,207 @@
+"""Trainer state and configuration -> facts and series, each with the file and key that it was read from.
+
+Every source is a flat mapping of keys; `FACT_KEYS` maps the names of the usual trainers onto the doctor's. Where two
+sources state a fact, the caller lets the first win.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fgclip_doctor.run import Fact, Series, Source
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Fact -> the keys that state it, the most specific first, of transformers, open_clip, DeepSpeed, Lightning, plain loops
+FACT_KEYS: dict[str, tuple[str, ...]] = {
+    "micro_batch": (
+        "per_device_train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "micro_batch_size",
+        "micro_batch",
+        "batch_size",
+    ),
+    "accumulation": (
+        "gradient_accumulation_steps",
+        "accumulation_steps",
+        "grad_accumulation_steps",
+        "accumulate_grad_batches",
+        "accum_freq",
+        "grad_accum_steps",
+        "accumulation",
+    ),
+    "world_size": ("world_size",),
+    "max_steps": ("max_steps", "total_steps", "num_training_steps"),
+    "num_epochs": ("num_train_epochs", "num_epochs", "epochs"),
+    "global_step": ("global_step",),
+    "dataset_size": ("dataset_size", "train_num_samples", "num_train_samples"),
+    "regions_per_sample": ("regions_per_sample",),
+    "dimension": ("projection_dim", "embed_dim"),
+    "learning_rate": ("learning_rate", "lr"),
+    "weight_decay": ("weight_decay", "wd"),
+    "max_grad_norm": ("max_grad_norm", "grad_clip_norm", "gradient_clip_val", "grad_clip", "clip_grad_norm"),
+    "warmup_ratio": ("warmup_ratio",),
+    "schedule": ("lr_scheduler_type", "lr_scheduler", "lr_schedule", "scheduler_type"),
+    "bf16": ("bf16",),
+    "fp16": ("fp16",),
+    "label_smoothing": ("label_smoothing_factor", "label_smoothing"),
+    "logit_scale_init": ("logit_scale_init_value", "logit_scale_init"),
+    "hidden_act": ("hidden_act",),
+    "loss_kind": ("loss_kind",),
+}
+TEXTS = {"schedule", "hidden_act", "loss_kind"}
+SWITCHES = {"bf16", "fp16"}
+AT_LEAST_ONE = {"micro_batch", "accumulation", "world_size", "max_steps", "num_epochs", "dataset_size", "dimension"}
+
+_BANK = r"(?:\w*_)?(?:memory_?bank|bank|xbm|queue|moco)"
+BANK_ENABLED = re.compile(rf"(?:use|enable|with)_{_BANK}|{_BANK}_(?:enabled?|on)")
+BANK_SIZE = re.compile(rf"{_BANK}_(?:size|len|length|capacity|rows|k)")
+BANK_WARMUP = re.compile(
+    rf"{_BANK}_(?:warm_?up|start|delay|begin)(?:_(?:steps?|iters?|iterations?|forwards?|at|after|\w+_steps))?"
+)
+BANK_CLOCK = re.compile(rf"{_BANK}_(?:(?:warm_?up|start)_)?(?:clock|unit)")
+FORWARD_WORDS = re.compile(r"forward|micro")
+STEP_WORDS = re.compile(r"optimi[sz]er|global_step|update")
+
+
+def facts(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
+    """The facts that `mapping` states: the fields of a TrainingArguments, an argparse namespace, a config.json."""
+    for name, keys in FACT_KEYS.items():
+        for key in keys:
+            value = _valid(name, mapping.get(key))
+            if value is not None:
+                yield Fact(name, value, Source(path, key))
+                break
+    yield from _warmup(mapping, path)
+    yield from _bank(mapping, path)
+
+
+def config_facts(config: Mapping[str, Any], path: str) -> Iterator[Fact]:
+    """The facts of a model's config.json: its own keys, and what only the towers' configurations say."""
+    yield from facts(config, path)
+    for tower in ("vision_config", "text_config"):
+        nested = config.get(tower)
+        activation = nested.get("hidden_act") if isinstance(nested, Mapping) else None
+        if isinstance(activation, str):
+            yield Fact("hidden_act", activation, Source(path, f"{tower}.hidden_act"))
+    if "siglip" in str(config.get("model_type", "")).lower():
+        yield Fact("loss_kind", "sigmoid", Source(path, "model_type"))
+
+
+def _valid(name: str, value: object) -> Any:
+    """`value` if it can state the fact `name`, else None. Trainers write -1, 0 or null for what wasn't set."""
+    if name in TEXTS:
+        return value if isinstance(value, str) and value else None
+    if name in SWITCHES:
+        return value if isinstance(value, bool) else None
+    number = _number(value)
+    if number is None or not math.isfinite(number) or (name in AT_LEAST_ONE and number <= 0) or number < 0:
+        return None
+    return number
+
+
+def _number(value: object) -> int | float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value
+
+
+def _warmup(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
+    """transformers 5 reads `warmup_steps` below one as a share of the run; 4 lets it win over `warmup_ratio` if set."""
+    key = next((key for key in ("warmup_steps", "num_warmup_steps", "warmup") if key in mapping), None)
+    steps = _number(mapping.get(key)) if key else None
+    ratio = _number(mapping.get("warmup_ratio"))
+    if key is None or steps is None or steps < 0 or not math.isfinite(steps):
+        return
+    if 0 < steps < 1:
+        yield Fact("warmup_ratio", steps, Source(path, key))
+    elif steps or not ratio:
+        yield Fact("warmup_steps", int(steps), Source(path, key))
+
+
+def _bank(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
+    """What custom arguments say about a memory bank, whatever they call it."""
+    for key, value in mapping.items():
+        if not isinstance(key, str) or len(key) > 80:
+            continue
+        word, number, source = key.lower(), _number(value), Source(path, key)
+        if isinstance(value, bool) and BANK_ENABLED.fullmatch(word):
+            yield Fact("bank_enabled", value, source)
+        elif number is not None and number > 0 and BANK_SIZE.fullmatch(word):
+            yield Fact("bank_size", int(number), source)
+        elif number is not None and number >= 0 and BANK_WARMUP.fullmatch(word):
+            yield Fact("bank_warmup", number, source)
+            if FORWARD_WORDS.search(word):
+                yield Fact("bank_clock", "forward", source)
+            elif STEP_WORDS.search(word):
+                yield Fact("bank_clock", "step", source)
+        elif isinstance(value, str) and BANK_CLOCK.fullmatch(word):
+            unit = "forward" if FORWARD_WORDS.search(value.lower()) else "step" if "step" in value.lower() else ""
+            if unit:
+                yield Fact("bank_clock", unit, source)
+
+
+def scheduler_facts(scheduler: Mapping[str, Any], path: str) -> Iterator[Fact]:
+    """The peak learning rate, where one rate holds for every group."""
+    rates = scheduler.get("base_lrs")
+    known = {rate for rate in rates if _number(rate) is not None} if isinstance(rates, list) else set()
+    if len(known) == 1:
+        yield Fact("learning_rate", known.pop(), Source(path, "base_lrs"))
+
+
+def derived(known: Mapping[str, Fact]) -> Iterator[Fact]:
+    """Facts that follow exactly from others."""
+    ratio, steps = known.get("warmup_ratio"), known.get("max_steps")
+    if ratio and steps and "warmup_steps" not in known:
+        source = Source(ratio.source.path, f"{ratio.source.key} x max_steps")
+        yield Fact("warmup_steps", math.ceil(steps.value * ratio.value), source)
+
+
+def series(history: object, path: str) -> dict[str, Series]:
+    """The `log_history` of a trainer_state.json: one series a key, NaN and infinities included."""
+    columns: dict[str, list[tuple[int, float]]] = {}
+    for entry in history if isinstance(history, list) else []:
+        step = entry.get("step") if isinstance(entry, Mapping) else None
+        if (
+            not isinstance(entry, Mapping)
+            or not isinstance(step, int)
+            or isinstance(step, bool)
+            or abs(step) >= 1 << 63
+        ):
+            continue
+        for key, value in entry.items():
+            number = _logged(value)
+            if number is not None and key not in ("step", "epoch"):
+                columns.setdefault(str(key), []).append((step, number))
+    return {
+        key: Series(
+            key,
+            _array([s for s, _ in rows], "int64"),
+            _array([v for _, v in rows], "float64"),
+            Source(path, f"log_history.{key}"),
+        )
+        for key, rows in columns.items()
+    }
+
+
+def _logged(value: object) -> float | None:
+    """A logged number. Loggers that may not write NaN into JSON write it as a string."""
+    if isinstance(value, str):
+        lower = value.lower().removeprefix("-")
+        return float(value) if lower in ("nan", "inf", "infinity") else None
+    number = _number(value)
+    try:
+        return None if number is None else float(number)
+    except OverflowError:
+        return math.inf
+
+
+def _array(values: list[Any], dtype: str) -> NDArray[Any]:
+    import numpy as np
+
+    array: NDArray[Any] = np.array(values, dtype=dtype)
+    return array
