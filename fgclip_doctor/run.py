@@ -92,7 +92,6 @@ class Statistics:
     bf16_exact: float  # share of the finite values that bfloat16 represents exactly
     fp16_exact: float
     kurtosis: float  # excess; 0 for normal values, -1.2 for uniform ones; nan if the values are constant
-    digest: str  # of dtype, shape and bytes: equal digests are bit-identical tensors
 
     @property
     def finite(self) -> bool:
@@ -111,6 +110,7 @@ class Tensor:
         *,
         measure: Callable[[], Statistics],
         read: Callable[[], NDArray[Any]],
+        digest: Callable[[], str],
         nbytes: int,
     ) -> None:
         self.name = name
@@ -120,6 +120,7 @@ class Tensor:
         self.nbytes = nbytes
         self._measure = measure
         self._read = read
+        self._digest = digest
 
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, {self.shape}, {self.dtype})"
@@ -135,6 +136,11 @@ class Tensor:
     @cached_property
     def statistics(self) -> Statistics:
         return self._measure()
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of dtype, shape and bytes: equal digests are bit-identical tensors. Costs a pass of its own."""
+        return self._digest()
 
     def values(self) -> NDArray[Any]:
         """The values with the tensor's shape: floats as float32 (float64 stays), integers and bools as they are."""

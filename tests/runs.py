@@ -43,6 +43,7 @@ def tensor(name: str, array: ArrayLike, dtype: str = "float32", *, path: str = "
         Source(path, name),
         measure=lambda: _statistics(stored, dtype),
         read=lambda: values.copy(),
+        digest=lambda: hashlib.sha256(f"{dtype}{stored.shape}".encode() + stored.tobytes()).hexdigest(),
         nbytes=values.size * ITEM_BYTES[dtype],
     )
 
@@ -69,7 +70,6 @@ def _statistics(stored: NDArray[Any], dtype: str) -> Statistics:
         bf16_exact=float(bf16_exact),
         fp16_exact=float(fp16_exact),
         kurtosis=float(np.mean(centred**4)) / variance**2 - 3 if variance > 0 else float("nan"),
-        digest=hashlib.sha256(f"{dtype}{stored.shape}".encode() + stored.tobytes()).hexdigest(),
     )
 
 

@@ -1,0 +1,111 @@
+"""Opening what others left behind: regular files only, inside the directory they were found in, and one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+JSON_LIMIT = 64 << 20  # bytes; a trainer_state.json of a million log lines is about this long
+REASON_LIMIT = 300  # characters of a reason that are shown
+
+
+class Unreadable(Exception):  # noqa: N818 - says what is wrong with a file, as `Missing` says what is missing
+    """A file can't be read, or not as what it claims to be. The message is one line: the path, then why."""
+
+    def __init__(self, path: str | os.PathLike[str], why: str) -> None:
+        self.path = os.fspath(path)
+        self.why = printable(why)[:REASON_LIMIT]
+        super().__init__(f"{printable(self.path)}: {self.why}")
+
+
+def printable(text: str) -> str:
+    """`text` on one line with every control, bidi and undecodable character escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+@contextmanager
+def open_regular(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A descriptor open for reading, if `path` is a regular file.
+
+    Never waits: a pipe is opened without blocking, and is then refused like a device, a socket or a directory.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise Unreadable(path, _reason(error)) from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise Unreadable(path, f"is {_kind(mode)}, not a file")
+        yield descriptor
+    except OSError as error:
+        raise Unreadable(path, _reason(error)) from error
+    finally:
+        os.close(descriptor)
+
+
+def read_at(descriptor: int, path: str | os.PathLike[str], offset: int, length: int) -> bytes:
+    """Exactly `length` bytes from `offset`."""
+    parts = []
+    while length:
+        part = os.pread(descriptor, length, offset)
+        if not part:
+            raise Unreadable(path, f"ends early, at byte {offset:,}")
+        parts.append(part)
+        offset += len(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def inside(directory: Path, name: str) -> Path:
+    """The path of `name` in `directory`, which it may not leave, through a symbolic link neither."""
+    path = directory / name
+    try:
+        escapes = not path.resolve().is_relative_to(directory.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a null byte
+        raise Unreadable(directory, f"{name!r} can't be followed: {error}") from error
+    if escapes:
+        raise Unreadable(directory, f"{name!r} points outside the directory")
+    return path
+
+
+def read_json(path: str | os.PathLike[str], limit: int = JSON_LIMIT) -> Any:
+    """The JSON in a file of at most `limit` bytes. NaN and Infinity are read, as Python's own writer leaves them."""
+    with open_regular(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if size > limit:
+            raise Unreadable(path, f"is too large for JSON ({size:,} bytes; the limit is {limit:,})")
+        return parse_json(path, read_at(descriptor, path, 0, size))
+
+
+def parse_json(path: str | os.PathLike[str], data: bytes) -> Any:
+    """The JSON in `data`, which was read from `path`."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except RecursionError as error:
+        raise Unreadable(path, "is nested too deeply for JSON") from error
+    except UnicodeDecodeError as error:
+        raise Unreadable(path, f"is not UTF-8 (byte {error.start:,})") from error
+    except ValueError as error:  # also an integer of more than 4300 digits
+        raise Unreadable(path, f"is not JSON: {error}") from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, PermissionError):
+        return "may not be read (permission denied)"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
