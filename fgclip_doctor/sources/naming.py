@@ -45,7 +45,7 @@ TRANSFORMERS = (
 )
 
 BUFFER = re.compile(
-    r"(^|[._])(queues?|xbm|ptr|pointer|position_ids|running_(mean|var)|num_batches_tracked|inv_freq|attn_mask|"
+    r"(^|[._])(queues?|xbm|mem|ptr|pointer|position_ids|running_(mean|var)|num_batches_tracked|inv_freq|attn_mask|"
     r"is_full|full|filled|training_steps|cursor)([._\d]|$)|(^|[._])(memory_?)?bank([._]|$)"
 )
 NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")  # of transformers.Trainer
@@ -62,13 +62,14 @@ class Weights:
     tensors: Mapping[str, Tensor]
     defined_order: bool  # the names stand in it
     transformers: bool = False  # a model that transformers saved, from its CLIP family
+    buffers: frozenset[str] = frozenset()  # known not to be parameters
 
     def parameters(self, *, buffers: bool) -> dict[str, Shape]:
         """Names and shapes of what may be a parameter; with `buffers`, also of what is named like a buffer."""
         return {
             name: tensor.shape
             for name, tensor in self.tensors.items()
-            if "float" in tensor.dtype and (buffers or not BUFFER.search(name))
+            if "float" in tensor.dtype and name not in self.buffers and (buffers or not BUFFER.search(name))
         }
 
 

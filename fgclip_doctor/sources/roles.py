@@ -11,9 +11,15 @@ from collections.abc import Iterable, Mapping
 
 from fgclip_doctor.run import Series, Tensor
 
-BANK = r"(queue|bank|xbm|memory|fifo|buffer_feat)"
+BANK = re.compile(r"queue|bank|xbm|memory|(?:^|[._])(?:mem|moco|fifo)(?:[._\d]|$)")
+STORE = re.compile(
+    r"(?:^|[._])(?:cached?|store[ds]?|neg(?:ative)?s?|dictionary|dict|keys|feats?)(?:[._\d]|$)"
+)  # if paired
 IMAGE = r"(image|img|visual|vision|vis|region|roi|box|v)"
 TEXT = r"(text|txt|caption|cap|lang|language|t)"
+POINTER = r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)"
+FULL = r"(full|filled|is_?full|is_?filled)"
+ENABLED = r"(enabled?|active|activated|is_?on|use_\w+)"
 _EDGE, _END = r"(?:^|[._])", r"(?:[._]|\d|$)"
 
 
@@ -21,7 +27,7 @@ def find(
     tensors: Mapping[str, Tensor], series: Mapping[str, Series], given: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Role -> name of the tensor or series that plays it. `given` wins over everything found."""
-    roles = {**_bank(tensors), **_scales(tensors), **_heads(tensors), **_losses(series)}
+    roles = {**_bank(tensors), **_clock(tensors), **_scales(tensors), **_heads(tensors), **_losses(series)}
     return {**roles, **(given or {})}
 
 
@@ -36,41 +42,50 @@ def _integer(tensor: Tensor) -> bool:
 
 def _bank(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The memory bank: keys of equal shape per modality, and the scalars that steer them."""
-    named = [name for name in tensors if _words(BANK, name)]
-    keys = [name for name in named if len(tensors[name].shape) == 2 and not _integer(tensors[name])]
-    keys = [name for name in keys if not name.endswith((".weight", ".bias"))]  # an attention's `memory.weight`
-    text = [name for name in keys if _text_side(name)]
-    image = [name for name in keys if name not in text]
-    roles: dict[str, str] = {}
-    pairs = [(one, other) for one in image for other in text if tensors[one].shape == tensors[other].shape]
-    if pairs:
-        one, other = min(pairs, key=lambda pair: -_affinity(*pair))
-        roles = {"bank.image_keys": one, "bank.text_keys": other}
-    elif len(keys) == 1:
-        roles = {"bank.text_keys" if text else "bank.image_keys": keys[0]}
+    stores = [
+        name
+        for name, tensor in tensors.items()
+        if len(tensor.shape) == 2 and not _integer(tensor) and not name.endswith((".weight", ".bias"))
+    ]
+    named = [name for name in stores if BANK.search(name.lower())]
+    roles = _pair(named, tensors) or _pair([name for name in stores if STORE.search(name.lower())], tensors)
+    if not roles and len(named) == 1:
+        roles = {"bank.text_keys" if _text_side(named[0]) else "bank.image_keys": named[0]}
     if not roles:
         return {}
     anchor = next(iter(roles.values()))
-    scalars = [name for name in tensors if tensors[name].size == 1]
-    wanted = {
-        "bank.pointer": (r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)", True),
-        "bank.full": (r"(full|filled|is_?full)", False),
-        "bank.enabled": (r"(enabled|enable|active|activated|is_?on|use_?\w*bank|use_?queue)", False),
-    }
-    for role, (pattern, integer) in wanted.items():
+    for role, pattern in (("bank.pointer", POINTER), ("bank.full", FULL), ("bank.enabled", ENABLED)):
         fitting = [
             name
-            for name in scalars
-            if _words(pattern, name)
-            and (_words(BANK, name) or _same_module(name, anchor))
-            and (_integer(tensors[name]) if integer else True)
+            for name, tensor in tensors.items()
+            if tensor.size == 1
+            and (_integer(tensor) or role != "bank.pointer")
+            and _words(pattern, name)
+            and (BANK.search(name.lower()) or _related(name, anchor))
         ]
         if fitting:
             roles[role] = max(fitting, key=lambda name: _affinity(name, anchor))
-    counters = [name for name in scalars if _integer(tensors[name]) and _counts_forwards(name)]
-    if counters:
-        roles["clock.forwards"] = max(counters, key=lambda name: _affinity(name, anchor))
     return roles
+
+
+def _pair(names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The image and text keys of equal shape whose names are nearest to each other."""
+    names = list(names)
+    text = [name for name in names if _text_side(name)]
+    image = [name for name in names if name not in text]
+    pairs = [(one, other) for one in image for other in text if tensors[one].shape == tensors[other].shape]
+    if not pairs:
+        return {}
+    one, other = max(pairs, key=lambda pair: _affinity(*pair))
+    return {"bank.image_keys": one, "bank.text_keys": other}
+
+
+def _clock(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The counter of forward passes that the model advances itself."""
+    counters = [
+        name for name, tensor in tensors.items() if tensor.size == 1 and _integer(tensor) and _counts_forwards(name)
+    ]
+    return {"clock.forwards": min(counters, key=lambda name: (name.count("."), len(name)))} if counters else {}
 
 
 def _text_side(name: str) -> bool:
@@ -100,13 +115,17 @@ def _affinity(one: str, other: str) -> int:
     return leading + next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _same_module(one: str, other: str) -> bool:
-    parent = other.rpartition(".")[0]
-    return bool(parent) and one.rpartition(".")[0] == parent
+def _related(one: str, other: str) -> bool:
+    """Of one module below the model itself, or with the same first word: `neg_img`, `neg_ptr`."""
+    parent, _, leaf = one.rpartition(".")
+    other_parent, _, other_leaf = other.rpartition(".")
+    return parent == other_parent and (bool(parent) or leaf.split("_")[0] == other_leaf.split("_")[0])
 
 
 def _scales(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    pattern = r"(logit_scale\w*|temperature\w*|temp\w*|log_temp\w*|logit_temp\w*|t_prime|log_scale\w*|logit_?scale\w*)"
+    pattern = (
+        r"(\w*logit_scale\w*|temperature\w*|temp\w*|log_temp\w*|logit_temp\w*|t_prime|log_scale\w*|logit_?scale\w*)"
+    )
     names = [
         name
         for name, tensor in tensors.items()
