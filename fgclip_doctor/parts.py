@@ -62,3 +62,30 @@ def trained(run: Run, role: str) -> bool:
     elder = run.roles.get(ELDER.get(role, ""), "")
     in_training = held_share(optimizer, tower(run, TOWER_OF.get(role, ""))) >= 0.5
     return in_training or (elder in run.tensors and optimizer.may_hold(elder))
+
+
+def without_gradient(optimizer: Optimizer, index: int) -> bool:
+    """Whether Adam's state shows that the parameter never had a gradient (at a learning rate over zero)."""
+    if optimizer.group_of(index).initial_lr == 0:
+        return False
+    state = optimizer.states.get(index)
+    if state is None or state.step == 0:
+        return True
+    return state.exp_avg_sq is not None and state.exp_avg_sq.statistics.maximum == 0
+
+
+def branch_runs(run: Run, role: str) -> bool:
+    """Whether the loss of this head or scale shows any sign of being computed; a branch may be off on purpose."""
+    optimizer = named(run)
+
+    def learns(other: str) -> bool:
+        index = optimizer.index_of(run.roles.get(other, ""))
+        return index is not None and not without_gradient(optimizer, index)
+
+    if role == "scale.global" or f"loss.{role.partition('.')[2]}" in run.roles:
+        return True
+    if role == "scale.region":
+        return learns("head.region") or run.has_role("bank.image_keys")
+    if role == "head.region":
+        return not run.has_role("scale.region") or learns("scale.region") or run.has_role("bank.image_keys")
+    return role.startswith("head.")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fgclip_doctor.parts import FLOATS
-from fgclip_doctor.run import Checkpoint, Missing, Optimizer, Run, Tensor
+from fgclip_doctor.run import Checkpoint, Missing, Optimizer, Run, Scale, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -265,3 +265,19 @@ def _block(values: NDArray[Any]) -> NDArray[Any]:
     rows, columns = (-(-length // most) for length, most in zip(values.shape, LOOKED_AT, strict=True))
     block = values[::rows, ::columns]
     return block[block.any(axis=1)]
+
+
+def in_log_space(scale: Scale) -> bool:
+    """Whether a scale holds a logarithm, as CLIP's does, and not a temperature or the scale itself.
+
+    Told by a name that says temperature without log, and by size: exp(11) is beyond what any loss is computed with.
+    """
+    name = scale.tensor.name.lower()
+    temperature = ("temp" in name or "tau" in name) and "log" not in name
+    return not temperature and abs(scale.last) < 11
+
+
+def sigmoid(run: Run) -> bool:
+    """Whether the losses are SigLIP's: it is stated, or the model has the bias that only they need."""
+    stated = run.facts.get("loss_kind")
+    return (stated is not None and stated.value == "sigmoid") or any("logit_bias" in name for name in run.tensors)

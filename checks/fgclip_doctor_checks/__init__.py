@@ -10,6 +10,9 @@ from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_
 from fgclip_doctor_checks.gradients.parameter_unchanged import parameter_unchanged
 from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
 from fgclip_doctor_checks.gradients.weight_decay_on_scale import weight_decay_on_scale
+from fgclip_doctor_checks.scales.logit_scale_above_cap import logit_scale_above_cap
+from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
+from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
 
 CHECKS: tuple[Check, ...] = (
     parameter_not_in_optimizer,
@@ -21,4 +24,7 @@ CHECKS: tuple[Check, ...] = (
     bank_holds_noise,
     bank_not_in_checkpoint,
     bank_rows_not_unit,
+    logit_scale_above_cap,
+    logit_scale_wrong_init,
+    logit_scale_frozen,
 )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.parts import named, scales, tower
+from fgclip_doctor.parts import branch_runs, named, scales, tower, without_gradient
 from fgclip_doctor.run import Optimizer
 
 BLOCK = re.compile(r"\.(?:layers?|blocks|resblocks|h)\.(\d+)\.")
@@ -29,13 +29,13 @@ def parameter_never_got_gradient(run: Run) -> Iterator[Finding]:
         raise Missing("the optimizer keeps no state per parameter, or has not made a step")
     if max(run.step, optimizer.step or 0) < 1:
         raise Missing("the run has not made a step")
-    dead = {index for index in optimizer.indices if _dead(optimizer, index)}
+    dead = {index for index in optimizer.indices if without_gradient(optimizer, index)}
     alive = {name for index in optimizer.indices if index not in dead for name in optimizer.names.get(index, ())}
     parts = {tensor.name: role for role, tensor in run.heads()}
     parts |= {tensor.name: role for role, tensor in scales(run).items()}
     for index in sorted(dead):
         names = optimizer.names.get(index, ())
-        if names and parts.keys() >= set(names) and all(_runs(run, parts[name], alive) for name in names):
+        if names and parts.keys() >= set(names) and all(branch_runs(run, parts[name]) for name in names):
             listed = names[0] if len(names) == 1 else f"One of {', '.join(names)}"
             yield _finding(run, optimizer, index, f"{listed} is in the optimizer", ", ".join(names))
     certain = {names[0]: index for index, names in optimizer.names.items() if len(names) == 1}
@@ -49,27 +49,6 @@ def parameter_never_got_gradient(run: Run) -> Iterator[Finding]:
             first = blocks[cut[0]][0]
             what = f"The {side} tower is in the optimizer with {len(blocks)} blocks"
             yield _finding(run, optimizer, certain[first], what, first, f"{len(cut)} of them, from block {cut[0]} on")
-
-
-def _dead(optimizer: Optimizer, index: int) -> bool:
-    if optimizer.group_of(index).initial_lr == 0:
-        return False
-    state = optimizer.states.get(index)
-    if state is None or (state.step is not None and state.step == 0):
-        return True
-    return state.exp_avg_sq is not None and state.exp_avg_sq.statistics.maximum == 0
-
-
-def _runs(run: Run, role: str, alive: set[str]) -> bool:
-    """Whether the loss term of this head or scale shows any sign of being computed."""
-    term = role.partition(".")[2]
-    if role == "scale.global" or f"loss.{term}" in run.roles:
-        return True
-    if role == "scale.region":
-        return run.roles.get("head.region") in alive or run.has_role("bank.image_keys")
-    if role == "head.region":
-        return not run.has_role("scale.region") or run.roles["scale.region"] in alive or run.has_role("bank.image_keys")
-    return role.startswith("head.")
 
 
 def _finding(run: Run, optimizer: Optimizer, index: int, what: str, where: str, part: str = "it") -> Finding:

@@ -1,0 +1,47 @@
+"""FGD301."""
+
+from collections.abc import Iterator
+from math import exp, log
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.provenance import drift, half_ulp, in_log_space, sigmoid
+
+
+@check("FGD301", "logit-scale-above-cap", Severity.WARNING)
+def logit_scale_above_cap(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
+    """A logit scale is over its cap, so nothing bounds the sharpness of the softmax.
+
+    Why: CLIP clips exp(logit_scale) at 100 "to prevent training instability"; over it the softmax saturates, and in
+    float16 the scale overflows. Branch scales are the ones that a clamp forgets.
+    Evidence: the value in log space, against ln 100 and what rounding of the stored type and one step may add (a clamp
+    before the forward leaves the last update in the checkpoint).
+    Benign: resting at the cap; a parameter that holds a temperature or a raw scale (told by name and size); the
+    sigmoid loss, which has no cap.
+    Fix: clamp every scale, those of the branches too, to ln 100 after each optimizer step.
+    Sources: Radford et al. 2021, section 2.5; openai/CLIP#530; open_clip's training loop (clamp_(0, ln 100)).
+    """
+    if sigmoid(run):
+        raise Missing("the sigmoid loss has no cap on its scale")
+    for scale in run.scales():
+        if not in_log_space(scale):
+            continue
+        allowed = 1e-3 + half_ulp(cap, scale.tensor.dtype)
+        if run.checkpoint.optimizer is not None:
+            moved = drift(run, scale.tensor.name)
+            allowed += moved.bound / max(moved.steps, 1)
+        if scale.last > cap + allowed:
+            yield Finding(
+                message=f"{scale.tensor.name} is {scale.last:.4f}: a scale of {exp(scale.last):.1f}, over the cap of "
+                f"{exp(cap):.0f}.",
+                where=scale.tensor.name,
+                evidence=(
+                    Evidence(
+                        name="logit scale",
+                        value=round(scale.last, 5),
+                        expected=f"at most {cap:.4f}",
+                        why=f"ln 100, give or take {allowed:.2g} for rounding and one step",
+                        source=str(scale.tensor.source),
+                        step=run.checkpoint.step,
+                    ),
+                ),
+            )

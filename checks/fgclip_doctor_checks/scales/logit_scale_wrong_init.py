@@ -1,0 +1,91 @@
+"""FGD302."""
+
+from collections.abc import Iterator
+from math import exp, log
+
+from fgclip_doctor import Evidence, Finding, Run, Severity, check
+from fgclip_doctor.provenance import drift, half_ulp, in_log_space, origin, sigmoid
+from fgclip_doctor.run import Checkpoint, Missing, Scale
+
+SCRATCH, TRAINED, SIGMOID = log(1 / 0.07), log(100), log(10)
+RAW = {100.0: "exp(4.6052) itself", 1 / 0.07: "exp(2.6593) itself", 0.07: "a temperature", 0.01: "a temperature"}
+
+
+@check("FGD302", "logit-scale-wrong-init", Severity.WARNING)
+def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding]:
+    """A logit scale started from a value that is wrong for how the run started, or was stored raw.
+
+    Why: CLIP ends its training at a scale of 100; trained features under the scale of a new model (14.3) give a loss
+    far from the one they were trained for. A raw scale or a temperature in a log-space parameter is off by orders.
+    Evidence: where the scale can have started, from its value in the first checkpoint and what the learning rates allow
+    it to have moved; how the run started, from the norm gains; the base's own scale, with --base.
+    Benign: a value that the base or the configuration declares. The default of 2.6592 that transformers writes into
+    every configuration declares nothing. Where the scale may have moved by more than `widest`, nothing is said.
+    Fix: fine-tuning: start from the scale of the pretrained weights, for branches too (CLIP: ln 100 = 4.6052). From
+    scratch: ln(1/0.07) = 2.6592; with the sigmoid loss ln 10 = 2.3026.
+    Sources: Radford et al. 2021, section 2.5; Zhai et al. 2023 (SigLIP), section 3.3; huggingface/transformers#13430.
+    """
+    judged = 0
+    reasons: list[str] = []
+    for scale in run.scales():
+        first = next(one for one in run.checkpoints if scale.tensor.name in one.tensors)
+        try:
+            found, reach = _judge(run, scale, first, widest)
+        except Missing as reason:
+            reasons.append(str(reason))
+            continue
+        judged += 1
+        if found is None:
+            continue
+        wrong, right, why = found
+        value = first.tensors[scale.tensor.name].item()
+        yield Finding(
+            message=f"{scale.tensor.name} started from {wrong:.4g}, where {right} was due: {why}.",
+            where=scale.tensor.name,
+            evidence=(
+                Evidence(
+                    name="logit scale",
+                    value=round(value, 5),
+                    expected=right,
+                    why=f"it can have moved by {reach:.2g} at most since the start; {why}",
+                    source=str(first.tensors[scale.tensor.name].source),
+                    step=first.step,
+                ),
+            ),
+        )
+    if not judged:
+        raise Missing(reasons[0])
+
+
+def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tuple[float, str, str] | None, float]:
+    """The wrong start, the right one and why, or None for a scale that may have started right; and its reach."""
+    tensor = first.tensors[scale.tensor.name]
+    value = tensor.item()
+    reach = drift(run, tensor.name, until=first).reach(value)
+    if reach > widest:
+        raise Missing(f"{tensor.name} may have moved by {reach:.2g} since the start")
+    reach += half_ulp(value, tensor.dtype) + 1e-4
+
+    def may_be(start: float) -> bool:
+        return abs(value - start) <= reach + half_ulp(start, tensor.dtype)
+
+    own = run.base.tensors.get(tensor.name) if run.base else None
+    declared = run.number("logit_scale_init", SCRATCH)
+    if (own is not None and may_be(own.item())) or (abs(declared - SCRATCH) > 1e-3 and may_be(declared)):
+        return None, reach
+    if own is not None:
+        return (value, f"{own.item():.4f}", f"that is {own.name} of the base"), reach
+    named_so = in_log_space(scale) or "logit_scale" in tensor.name
+    for raw, what in RAW.items():
+        if named_so and may_be(raw) and not may_be(0.0):  # 0 is where a collapsed scale is clamped
+            return (raw, f"{log(raw if raw > 1 else 1 / raw):.4f}", f"{raw:.4g} is {what}, not its logarithm"), reach
+    if named_so and may_be(1.0):
+        return (1.0, f"{TRAINED:.4f} or {SCRATCH:.4f}", f"1 is what torch.ones makes: a scale of {exp(1.0):.2f}"), reach
+    if not in_log_space(scale) or sigmoid(run):
+        return None, reach
+    start = origin(run)
+    if start.pretrained and may_be(SCRATCH):
+        return (SCRATCH, f"{TRAINED:.4f}", f"the run started from trained weights ({start.why})"), reach
+    if not start.pretrained and may_be(TRAINED):
+        return (TRAINED, f"{SCRATCH:.4f}", f"the run started from new weights ({start.why})"), reach
+    return None, reach

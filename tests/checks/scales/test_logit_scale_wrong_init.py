@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
+from tests.runs import checkpoint, run
+
+RNG = np.random.default_rng(0)
+TRAINED_NORMS = {f"blocks.{block}.norm.weight": RNG.normal(1, 0.3, 64) for block in range(4)}
+NEW_NORMS = {name: 1 + RNG.normal(0, 1e-4, 64) for name in TRAINED_NORMS}
+
+
+def scaled(
+    value: float,
+    norms: dict[str, Any],
+    *,
+    name: str = "logit_scale",
+    dtype: str = "float32",
+    lr: float = 5e-6,
+    **more: Any,
+) -> Run:
+    """A run of 240 steps whose scale is now `value`; `more` are facts."""
+    now = checkpoint({**norms, name: np.array(value)}, 240, dtype=dtype)
+    return run(now, roles={"scale.region": name}, facts={"learning_rate": lr, **more})
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(2.6592, "float32"), (2.6592, "bfloat16"), (2.6600, "float32")])
+def test_the_start_of_a_new_model_on_trained_weights(value: float, dtype: str) -> None:
+    [finding] = logit_scale_wrong_init(scaled(value, TRAINED_NORMS, dtype=dtype))
+    assert finding.where == "logit_scale"
+    assert finding.evidence[0].expected == "4.6052"
+
+
+def test_the_default_of_the_configuration_is_no_excuse() -> None:
+    assert list(logit_scale_wrong_init(scaled(2.6592, TRAINED_NORMS, logit_scale_init=2.6592)))
+
+
+def test_the_end_of_a_trained_model_on_new_weights() -> None:
+    [finding] = logit_scale_wrong_init(scaled(log(100), NEW_NORMS))
+    assert finding.evidence[0].expected == "2.6593"
+
+
+@pytest.mark.parametrize(
+    ("value", "norms"),
+    [(log(100), TRAINED_NORMS), (log(1 / 0.07), NEW_NORMS), (3.9, TRAINED_NORMS)],
+    ids=["fine-tuning", "scratch", "a pretrained model of another scale"],
+)
+def test_a_start_that_fits_is_quiet(value: float, norms: dict[str, Any]) -> None:
+    assert not list(logit_scale_wrong_init(scaled(value, norms)))
+
+
+def test_a_declared_start_is_quiet() -> None:
+    assert not list(logit_scale_wrong_init(scaled(log(100), NEW_NORMS, logit_scale_init=4.6052)))
+
+
+@pytest.mark.parametrize("value", [100.0, 14.2857, 0.07, 1.0])
+def test_a_raw_start_is_named(value: float) -> None:
+    assert len(list(logit_scale_wrong_init(scaled(value, TRAINED_NORMS)))) == 1
+
+
+def test_a_temperature_by_name_is_quiet() -> None:
+    assert not list(logit_scale_wrong_init(scaled(0.07, TRAINED_NORMS, name="temperature")))
+
+
+@pytest.mark.parametrize(("base", "expected"), [(2.6592, 0), (4.6052, 1)])
+def test_the_base_decides_where_it_is_given(base: float, expected: int) -> None:
+    case = scaled(2.6592, TRAINED_NORMS)
+    case.base = checkpoint({"logit_scale": np.array(base)})
+    assert len(list(logit_scale_wrong_init(case))) == expected
+
+
+def test_the_sigmoid_loss_starts_elsewhere() -> None:
+    assert not list(logit_scale_wrong_init(scaled(log(10), NEW_NORMS, loss_kind="sigmoid")))
+
+
+@pytest.mark.parametrize(("widest", "skipped"), [(0.0037, True), (0.0039, False)])
+def test_flips_at_its_threshold(widest: float, *, skipped: bool) -> None:
+    """240 steps at 5e-6 and Adam's bound of 3.16 are 0.0038."""
+    case = scaled(2.6592, TRAINED_NORMS)
+    if skipped:
+        with pytest.raises(Missing, match="may have moved"):
+            list(logit_scale_wrong_init(case, widest=widest))
+    else:
+        assert list(logit_scale_wrong_init(case, widest=widest))
+
+
+def test_skipped_where_the_norms_can_not_tell() -> None:
+    with pytest.raises(Missing, match="norm gains"):
+        list(logit_scale_wrong_init(scaled(2.6592, {})))
