@@ -10,6 +10,8 @@ from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_
 from fgclip_doctor_checks.gradients.parameter_unchanged import parameter_unchanged
 from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
 from fgclip_doctor_checks.gradients.weight_decay_on_scale import weight_decay_on_scale
+from fgclip_doctor_checks.losses.loss_at_chance import loss_at_chance
+from fgclip_doctor_checks.losses.yardstick_moved import yardstick_moved
 from fgclip_doctor_checks.scales.logit_scale_above_cap import logit_scale_above_cap
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
 from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
@@ -27,4 +29,6 @@ CHECKS: tuple[Check, ...] = (
     logit_scale_above_cap,
     logit_scale_wrong_init,
     logit_scale_frozen,
+    loss_at_chance,
+    yardstick_moved,
 )

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from contextlib import suppress
+from math import log
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from fgclip_doctor import Finding, Missing, Run, theory
+from fgclip_doctor_checks.losses.loss_at_chance import loss_at_chance
+from tests import features, runs
+from tests.features import saved
+
+SCRATCH, TUNED = 2.6592, 4.6052  # logit_scale
+SCALES = {"scale.global": "logit_scale", "scale.region": "logit_scale_finegraind", "scale.hard": "logit_scale_hardneg"}
+ALONE = {"micro_batch": 4, "world_size": 1, "dimension": 512, "accumulation": 8, "regions_per_sample": 1.0}
+
+
+def unaligned(
+    anchors: int, candidates: int, logit_scale: float, *, steps: int = 200, batches: int = 8, seed: int = 0
+) -> NDArray[np.float64]:
+    """The loss of random features, as a log that averages `batches` of them a step has it."""
+    rng, scale = np.random.default_rng(seed), np.exp(logit_scale)
+    losses = np.empty((steps, batches))
+    for place in np.ndindex(losses.shape):
+        logits = scale * features.unit(rng.standard_normal((anchors, 512))) @ features.noise(rng, candidates, 512)[1].T
+        top = logits.max(axis=1)
+        losses[place] = np.mean(
+            top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - logits[:, :anchors].diagonal()
+        )
+    return losses.mean(axis=1)
+
+
+def logged(
+    values: ArrayLike, term: str = "global", *, logit_scale: float = SCRATCH, bank: Any = None, **facts: Any
+) -> Run:
+    """A run whose term `term` was logged once a step."""
+    role = f"scale.{term}" if term != "total" else "scale.global"
+    scale = {SCALES[role]: np.array(logit_scale)}
+    stored = runs.checkpoint(scale, 200) if bank is None else saved(**bank, more=scale)
+    roles = {**(features.ROLES if bank else {}), f"loss.{term}": f"{term}_loss", role: SCALES[role]}
+    return runs.run(stored, facts={**ALONE, **facts}, roles=roles, logged=[runs.series(f"{term}_loss", values)])
+
+
+def found(run: Run, **thresholds: Any) -> list[Finding]:
+    return list(loss_at_chance(run, **thresholds))
+
+
+CHANCE_4 = unaligned(4, 4, SCRATCH)
+CHANCE_132 = unaligned(4, 132, SCRATCH, steps=160)
+BANK = features.cone(np.random.default_rng(0), 128, 512)
+
+
+def test_fires_on_unaligned_features() -> None:
+    (finding,) = found(logged(CHANCE_4))
+    assert "at chance (unaligned)" in finding.message
+    proof = {one.name: one.value for one in finding.evidence}
+    assert proof["null level"] == pytest.approx(1.528, abs=2e-3)
+    assert proof["mean loss"] == pytest.approx(1.528, abs=0.06)
+    assert "FGD701" in finding.explained_by
+
+
+def test_fires_on_unaligned_features_at_scale_100_with_every_batch_logged() -> None:
+    many = unaligned(4, 4, TUNED, steps=4000, batches=1)
+    (finding,) = found(logged(many, logit_scale=TUNED, accumulation=1))
+    assert "unaligned" in finding.message
+
+
+def test_fires_with_the_candidates_of_the_bank() -> None:
+    (finding,) = found(logged(CHANCE_132, "region", bank={"pairs": BANK, "pointer": 3, "full": True}))
+    assert "128 rows of the bank" in finding.evidence[1].why
+
+
+@pytest.mark.parametrize("logit_scale", [SCRATCH, TUNED])
+def test_fires_on_collapsed_features(logit_scale: float) -> None:
+    flat = log(128) + 1e-3 * np.random.default_rng(0).standard_normal(200)
+    (finding,) = found(logged(flat, logit_scale=logit_scale, candidates=128))
+    assert "at chance (collapsed)" in finding.message
+
+
+def test_fires_on_hard_negatives() -> None:
+    values = unaligned(4, 11, SCRATCH)
+    (finding,) = found(logged(values, "hard"))
+    assert finding.where == "hard_loss"
+
+
+def test_fires_on_a_total_of_one_term() -> None:
+    assert len(found(logged(CHANCE_4, "total"))) == 1
+
+
+def learning(start: float, end: float, steps: int = 400, noise: float = 0.1) -> NDArray[np.float64]:
+    falling = end + (start - end) * np.exp(-np.arange(steps) / (steps / 2))
+    return falling + noise * np.random.default_rng(1).standard_normal(steps)
+
+
+BANK_ON = {"pairs": BANK, "pointer": 3, "full": True}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        logged(learning(3.66, 0.8), candidates=32),
+        logged(learning(1.9, 1.45, noise=0.05)),  # through its null level, slowly
+        logged(np.full(200, 1.2) + 0.1 * np.sin(np.arange(200.0))),  # learnt half a bit of two, and stays there
+        # at ln 32 and at the null level of 32, where 256 were gathered
+        logged(log(32) + learning(0, 0, noise=0.05), micro_batch=32, world_size=8),
+        logged(3.66 + learning(0, 0, noise=0.05), micro_batch=32, world_size=8),
+        # at ln 4 and at the null level of 4 with a bank: five bits learnt
+        logged(1.39 + learning(0, 0, noise=0.1), "region", bank=BANK_ON),
+        logged(1.53 + learning(0, 0, noise=0.1), "region", bank=BANK_ON),
+        # at ln 4 at scale 100, with the noise of features that are not collapsed
+        logged(log(4) + learning(0, 0, noise=0.15), logit_scale=TUNED),
+        # the right level with swings that no sampling explains is another fault
+        logged(1.53 + 0.9 * np.sin(np.arange(400.0))),
+    ],
+)
+def test_quiet_on_learning(run: Run) -> None:
+    assert not found(run)
+
+
+def test_quiet_in_random_learning_runs() -> None:
+    """Of 200 runs that end between a quarter and all of their bits, none is called at chance."""
+    rng = np.random.default_rng(7)
+    for _ in range(200):
+        candidates = int(rng.choice([4, 8, 32, 132, 1024]))
+        level = theory.null(anchors=4, candidates=candidates, scale=14.24, dimension=512).level
+        end = level - rng.uniform(0.25, 1.0) * log(candidates)
+        shape = np.exp(-np.arange(300) / rng.uniform(20, 300))
+        values = end + (level - end) * shape + rng.uniform(0.02, 0.3) * rng.standard_normal(300)
+        run = logged(values, candidates=candidates)
+        with suppress(Missing):  # some are too noisy to tell
+            assert not found(run)
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (logged(CHANCE_4[:60]), "too few values"),
+        (logged(CHANCE_4, warmup_steps=190), "too few values"),
+        (logged(CHANCE_4, max_steps=10_000), "too few values"),
+        (logged(unaligned(4, 4, TUNED, steps=160, batches=1), logit_scale=TUNED), "too noisy"),
+        (logged(CHANCE_4, loss_kind="sigmoid"), "sigmoid"),
+        (logged(CHANCE_4, "total", bank=BANK_ON), "several loss terms"),
+        (runs.run(facts=ALONE), "no loss was logged"),
+    ],
+)
+def test_skipped_without_evidence(run: Run, reason: str) -> None:
+    with pytest.raises(Missing, match=reason):
+        found(run)
+
+
+@pytest.mark.parametrize("lost", ["micro_batch", "world_size", "dimension"])
+def test_skipped_without_what_makes_the_yardstick(lost: str) -> None:
+    run = logged(CHANCE_4)
+    del run.facts[lost]
+    with pytest.raises(Missing, match=lost):
+        found(run)
+
+
+def test_skipped_without_the_scale() -> None:
+    run = logged(CHANCE_4)
+    del run.roles["scale.global"]
+    with pytest.raises(Missing, match="scale"):
+        found(run)
+
+
+def test_flips_at_the_threshold() -> None:
+    level = theory.null(anchors=4, candidates=64, scale=float(np.exp(SCRATCH)), dimension=512).level
+    noise = 0.01 * np.tile([1.0, -1.0], 150)
+
+    def fires(learnt: float) -> bool:
+        return bool(found(logged(level - learnt * log(2) + noise, candidates=64), bits=0.2))
+
+    assert fires(0.19)
+    assert not fires(0.21)
+    assert fires(-0.19)
+    assert not fires(-0.21)
