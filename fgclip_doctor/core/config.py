@@ -122,7 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {  # for the synthetic scenes: 0.3 M parameters, a training step of 32 images in 0.1 s on one thread
         "vision_config": VisionConfig(
             hidden_size=64,
-            intermediate_size=256,
+            intermediate_size=128,
             num_hidden_layers=3,
             num_attention_heads=4,
             image_size=48,
@@ -130,7 +130,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         ),
         "text_config": TextConfig(
             hidden_size=64,
-            intermediate_size=256,
+            intermediate_size=128,
             num_hidden_layers=2,
             num_attention_heads=4,
             vocab_size=64,

@@ -105,6 +105,13 @@ def head_detached(model: FgclipModel, groups: list[Group]) -> None:
     region_head(model).register_forward_hook(lambda module, inputs, output: output.detach())
 
 
+@fault("head-left-at-init")
+def head_left_at_init(model: FgclipModel, groups: list[Group]) -> None:
+    """The region projection is new and random where it should have started as a copy of the image's."""
+    head = region_head(model)
+    nn.init.normal_(head.weight, std=head.in_features**-0.5)
+
+
 @fault("head-frozen")
 def head_frozen(model: FgclipModel, groups: list[Group]) -> None:
     """The region projection has `requires_grad` off."""
