@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from tests.real.trainer_run import GRID, Scenes, contrastive
 
-STEPS, MICRO_BATCH, ACCUMULATION, BANK = 24, 4, 8, 128
+STEPS, MICRO_BATCH, ACCUMULATION, BANK, BANK_WARMUP = 24, 4, 8, 128, 10
 LEARNING_RATE = 5e-6
 SCRATCH_SCALE = 2.6592  # ln(1 / 0.07), CLIP's start from scratch; the base rests at ln 100
 
@@ -80,6 +80,7 @@ def make_checkpoint(path: Path, base: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         history.append({**means, "loss": sum(means.values()), "learning_rate": LEARNING_RATE, "step": step})
+    model.config.update({"memory_bank_size": BANK, "memory_bank_warmup_steps": BANK_WARMUP})
     model.config.save_pretrained(path)
     torch.save(model.state_dict(), path / "pytorch_model.bin")
     torch.save(optimizer.state_dict(), path / "optimizer.pt")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Run, Severity, check
 from fgclip_doctor.parts import named, scales, trained
+from fgclip_doctor.run import Optimizer
 
 
 @check("FGD102", "parameter-not-in-optimizer", Severity.ERROR)
@@ -34,15 +35,27 @@ def parameter_not_in_optimizer(run: Run) -> Iterator[Finding]:
             where=parts[role].name,
             evidence=(Evidence(name="groups that hold it", value=0, expected=1, why=groups, source=source),),
         )
-    for names in sorted(set(optimizer.names.values())):
-        slots = list(optimizer.names.values()).count(names)
-        ours = {tensor.name for role, tensor in parts.items() if role in expected | held}
-        if slots < len(names) and ours.issuperset(names):
-            listed = ", ".join(names)
+    wanted = {parts[role].name for role in expected}
+    for tied in _tied(optimizer):
+        slots = sum(tied.issuperset(names) for names in optimizer.names.values())
+        missing = len(tied) - slots - len(tied - wanted)  # what needs no optimizer may be all that it lacks
+        if missing > 0:
+            listed = ", ".join(sorted(tied & wanted))
             yield Finding(
-                message=f"One of {listed} is in no group of the optimizer: frozen, or left out.",
+                message=f"{'One' if missing == 1 else missing} of {listed} is in no group of the optimizer: frozen, "
+                "or left out.",
                 where=listed,
                 evidence=(
-                    Evidence(name="of these in groups", value=slots, expected=len(names), why=groups, source=source),
+                    Evidence(name="of these in groups", value=slots, expected=len(tied), why=groups, source=source),
                 ),
             )
+
+
+def _tied(optimizer: Optimizer) -> list[set[str]]:
+    """The names that no index tells apart, directly or through others."""
+    found: list[set[str]] = []
+    for names in optimizer.names.values():
+        if len(names) > 1:
+            apart = [one for one in found if one.isdisjoint(names)]
+            found = [*apart, set(names).union(*(one for one in found if one not in apart))]
+    return found

@@ -74,6 +74,19 @@ def test_of_equal_shapes_one_is_missing() -> None:
     assert finding.message.startswith("One of logit_scale, logit_scale_finegraind")
 
 
+@pytest.mark.parametrize(("text_tower_is_trained", "expected"), [(True, 1), (False, 0)])
+def test_what_is_frozen_may_be_all_that_is_missing_of_equal_shapes(text_tower_is_trained: bool, expected: int) -> None:
+    text_tower = [name.replace("vision", "text") for name in TOWER]
+    heads = {**HEADS, "head.text": "text_projection.weight"}
+    image, region, text = heads.values()
+    weights = checkpoint({name: np.ones((8, 4)) for name in (*TOWER, *text_tower, *heads.values())}).tensors
+    names: dict[int, str | tuple[str, ...]] = dict(enumerate(TOWER + text_tower * text_tower_is_trained))
+    names |= {100: (image, text), 101: (region, text)}  # two of three are held
+    held = optimizer([group(0, list(names))], [state(index) for index in names], names)
+    found = list(parameter_not_in_optimizer(run(checkpoint(weights, optimizer=held), roles=heads)))
+    assert len(found) == expected
+
+
 def test_skipped_without_names() -> None:
     with pytest.raises(Missing, match="index"):
         list(parameter_not_in_optimizer(run(checkpoint(WEIGHTS, optimizer=optimizer([group(0, [0, 1])])))))
