@@ -5,6 +5,9 @@ from fgclip_doctor_checks.banks.bank_holds_noise import bank_holds_noise
 from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
 from fgclip_doctor_checks.banks.bank_not_in_checkpoint import bank_not_in_checkpoint
 from fgclip_doctor_checks.banks.bank_rows_not_unit import bank_rows_not_unit
+from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
+from fgclip_doctor_checks.clocks.partial_resume import partial_resume
+from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
 from fgclip_doctor_checks.gradients.parameter_never_got_gradient import parameter_never_got_gradient
 from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_not_in_optimizer
 from fgclip_doctor_checks.gradients.parameter_unchanged import parameter_unchanged
@@ -29,6 +32,9 @@ CHECKS: tuple[Check, ...] = (
     logit_scale_above_cap,
     logit_scale_wrong_init,
     logit_scale_frozen,
+    warmup_in_wrong_clock,
+    clock_ratio_wrong,
+    partial_resume,
     loss_at_chance,
     yardstick_moved,
 )

@@ -1,0 +1,77 @@
+"""FGD402."""
+
+from collections.abc import Iterator
+from math import ceil
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.bank import forwards
+
+
+@check("FGD402", "clock-ratio-wrong", Severity.WARNING)
+def clock_ratio_wrong(run: Run, *, tolerance: float = 0.02) -> Iterator[Finding]:
+    """The model's forward counter and the trainer's step are not in the ratio of the configured accumulation.
+
+    Why: whatever is timed by the counter (a bank's warmup, a schedule) then runs in a clock that nobody meant. A ratio
+    of 1 counts steps; twice the accumulation counts the second forward of gradient checkpointing.
+    Evidence: the counter over the steps, between the first and the last checkpoint where there are two.
+    Benign: an epoch whose last accumulation is short, as far as the sizes allow it; evaluation forwards, up to half as
+    many again; an accumulation in progress.
+    Fix: count in training mode only, outside of checkpointed code, once per forward; or time by the trainer's step.
+    Sources: torch.utils.checkpoint (the forward runs again in backward); transformers.Trainer (the last accumulation of
+    an epoch may be short).
+    """
+    accumulation = run.number("accumulation")
+    counter = run.roles.get("clock.forwards", "")
+    seen = [
+        (one.trainer_step if one.trainer_step is not None else one.step, count)
+        for one in run.checkpoints
+        if (count := forwards(run, one)) is not None
+    ]
+    known = [(step, count) for step, count in seen if step]
+    if not known:
+        raise Missing("the model keeps no counter of forwards, or the step isn't known")
+    first, last = known[0] if len(known) > 1 and known[0][0] < known[-1][0] else (0, 0), known[-1]
+    steps, count = last[0] - first[0], last[1] - first[1]
+    ratio = count / steps
+    highest = accumulation * (1.5 if any(name.startswith("eval") for name in run.series) else 1 + tolerance)
+    slack = accumulation / steps
+    exact = _explanation(run, ratio, accumulation, slack)
+    if _lowest(run, accumulation) * (1 - tolerance) - slack <= ratio <= highest + slack or (
+        ratio > highest and highest > accumulation * (1 + tolerance) and not exact
+    ):
+        return
+    yield Finding(
+        message=f"{counter} counts {ratio:.3g} forwards an optimizer step, where the accumulation is {accumulation:g}"
+        f"{': ' + exact if exact else ''}.",
+        where=counter,
+        evidence=(
+            Evidence(
+                name="forwards per step",
+                value=round(ratio, 3),
+                expected=accumulation,
+                why=f"{count} forwards in {steps} steps",
+                source=str(run.tensors[counter].source) if counter in run.tensors else counter,
+                step=last[0],
+            ),
+        ),
+    )
+
+
+def _lowest(run: Run, accumulation: float) -> float:
+    """The least forwards per step that short accumulations at the ends of epochs can explain."""
+    if {"dataset_size", "micro_batch"} <= run.facts.keys():
+        batches = ceil(run.number("dataset_size") / run.number("micro_batch") / run.number("world_size", 1.0))
+        return batches / ceil(batches / accumulation) if batches else 1.0
+    if {"max_steps", "num_epochs"} <= run.facts.keys() and run.number("num_epochs") > 0:
+        steps = run.number("max_steps") / run.number("num_epochs")
+        return ((steps - 1) * accumulation + 1) / steps if steps > 1 else 1.0
+    return (accumulation + 1) / 2  # epochs of unknown length: one accumulation and a batch at least
+
+
+def _explanation(run: Run, ratio: float, accumulation: float, slack: float) -> str:
+    world = run.number("world_size", 1.0)
+    told = [(1.0, "it counts optimizer steps"), (2 * accumulation, "gradient checkpointing runs each forward twice")]
+    if world > 1:
+        told.append((world * accumulation, f"it counts the forwards of all {world:g} ranks"))
+        told.append((accumulation / world, f"the accumulation is shared between {world:g} ranks"))
+    return next((why for value, why in told if abs(ratio - value) <= 0.01 * value + min(slack, 0.1 * value)), "")

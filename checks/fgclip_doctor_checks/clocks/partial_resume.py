@@ -1,0 +1,56 @@
+"""FGD406."""
+
+from collections.abc import Iterator
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+
+
+@check("FGD406", "partial-resume", Severity.WARNING)
+def partial_resume(run: Run, *, tolerance: float = 0.002) -> Iterator[Finding]:
+    """Adam's step, the scheduler and the trainer's step disagree: a resume took over some of them and not the others.
+
+    Why: a trainer that finds the optimizer without the scheduler, or the reverse, may start both afresh without a word:
+    the learning rate is at its peak again, and Adam's moments are gone.
+    Evidence: the largest step of Adam's state, last_epoch of the scheduler, and the trainer's global_step.
+    Benign: a scheduler that advances once per process (a whole multiple); parameters that are updated less often; steps
+    that float16 skipped; a scheduler that counts evaluations; weights saved alone.
+    Fix: resume from a checkpoint that holds optimizer, scheduler and trainer state, or start a new run from its weights
+    on purpose, with its own warmup.
+    Sources: transformers.Trainer._load_optimizer_and_scheduler (needs both files); accelerate's AcceleratedScheduler.
+    """
+    checkpoint = run.checkpoint
+    step = checkpoint.trainer_step
+    if step is None:
+        raise Missing("no trainer state, which would tell the step")
+    adam = checkpoint.optimizer.step if checkpoint.optimizer else None
+    scheduler = checkpoint.scheduler or {}
+    epoch = None if "num_bad_epochs" in scheduler else scheduler.get("last_epoch")
+    if isinstance(epoch, bool) or not isinstance(epoch, int):
+        epoch = None
+    if adam is None and epoch is None:
+        raise Missing("neither the optimizer's step nor the scheduler's was saved")
+    allowed = max(2, tolerance * step)
+    fp16 = "fp16" not in run.facts or bool(run.facts["fp16"].value)  # unknown: it may be
+    skipped = max(allowed, 50, 0.1 * step) if fp16 else allowed
+    wrong = []
+    if adam is not None and not -allowed <= step - adam <= skipped:
+        wrong.append(("Adam's step", adam, checkpoint.optimizer.source if checkpoint.optimizer else checkpoint.path))
+    if epoch is not None and not -allowed <= step - epoch <= skipped and not _multiple(epoch, step, allowed):
+        wrong.append(("the scheduler's last_epoch", epoch, f"{checkpoint.path}: last_epoch"))
+    if wrong:
+        yield Finding(
+            message=f"The trainer is at step {step}, but "
+            + " and ".join(f"{what} is {value}" for what, value, _ in wrong)
+            + ": the run was resumed without the rest of its state.",
+            where=checkpoint.path,
+            evidence=tuple(
+                Evidence(name=what, value=value, expected=step, why="global_step", source=str(source), step=step)
+                for what, value, source in wrong
+            ),
+        )
+
+
+def _multiple(epoch: int, step: int, allowed: float) -> bool:
+    """Whether the scheduler advanced a whole number of times, two or more, per step."""
+    times = round(epoch / step) if step else 0
+    return times >= 2 and abs(epoch - times * step) <= allowed * times

@@ -1,0 +1,125 @@
+"""FGD401."""
+
+import re
+from collections.abc import Iterator
+from math import isclose
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.bank import forwards
+from fgclip_doctor.run import Checkpoint
+
+FORWARDS = re.compile(r"forward|micro", re.IGNORECASE)
+
+
+@check("FGD401", "warmup-in-wrong-clock", Severity.WARNING)
+def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25) -> Iterator[Finding]:
+    """The memory bank's warmup is meant in one clock and compared with a counter of another.
+
+    Why: with gradient accumulation a step is several forwards. A warmup of 50 steps that is compared with a counter of
+    forwards is over after 50 / accumulation steps, when the features are still moving; the reverse comes too late.
+    Evidence: what the model's counter counts (its value over the step), beside the warmup and its declared clock; a
+    bank that was in use before the step at which its warmup should end; a counter called steps that counts forwards.
+    Benign: a warmup whose clock is declared to be forwards, or that is a whole number of accumulations; a bank that is
+    seen to wait for the right step, by its pointer or by the loss rising there; one that fills during its warmup.
+    Fix: compare the warmup with the trainer's global_step, or multiply it by the accumulation, and name its clock.
+    Sources: transformers.TrainerState.global_step counts optimizer updates; Wang et al. 2020 (XBM's start iteration).
+    """
+    if "bank_enabled" in run.facts and run.facts["bank_enabled"].value is False:
+        raise Missing("the configuration switches the memory bank off")
+    warmup, accumulation = run.number("bank_warmup"), run.number("accumulation")
+    counts = [(one, step, count) for one in run.checkpoints if (step := _step(one)) and (count := forwards(run, one))]
+    if not counts:
+        raise Missing("the model keeps no counter of its own, or the step isn't known")
+    if accumulation < 2 or not warmup:
+        return  # a step is a forward
+    clock, counter = run.facts.get("bank_clock"), run.roles["clock.forwards"]
+    declared = clock.value if clock else None
+    last, step, count = counts[-1]
+    ratio = count / step
+    if ratio < 1.1 and declared == "forward":
+        message = (
+            f"The bank's warmup of {warmup:g} forwards is compared with {counter}, which counts optimizer steps: it "
+            f"ends at step {warmup:g}, not {warmup / accumulation:g}."
+        )
+    elif declared == "forward" or ratio < (1 + accumulation) / 2 or _waited(run, warmup, rise):
+        return
+    elif declared is None and not _odd(run, warmup, accumulation):
+        return
+    elif early := _early(run, warmup):
+        message = (
+            f"The bank was in use at step {early}, before its warmup of {warmup:g} steps was over: "
+            f"the warmup is compared with {counter}, which counts forwards, and ends at step {warmup / accumulation:g}."
+        )
+    elif declared is None and not FORWARDS.search(counter):
+        message = (
+            f"{counter} counts forwards ({ratio:.3g} a step), so the bank's warmup of {warmup:g} steps ends at step "
+            f"{warmup / accumulation:g}; {warmup:g} steps are {warmup * accumulation:g} forwards."
+        )
+    else:
+        return
+    yield Finding(
+        message=message,
+        where=counter,
+        evidence=(
+            Evidence(
+                name="counter per optimizer step",
+                value=round(ratio, 3),
+                expected=accumulation if declared == "forward" else 1,
+                why=f"{counter} is {count} at step {step}; the accumulation is {accumulation:g}",
+                source=str(last.tensors[counter].source),
+                step=step,
+            ),
+            Evidence(
+                name="warmup of the bank",
+                value=warmup,
+                why=f"clock: {declared or 'not declared'}",
+                source=str(run.fact("bank_warmup").source),
+            ),
+        ),
+    )
+
+
+def _step(checkpoint: Checkpoint) -> int | None:
+    return checkpoint.trainer_step if checkpoint.trainer_step is not None else checkpoint.step
+
+
+def _used(run: Run, checkpoint: Checkpoint) -> bool | None:
+    """Whether anything was in the bank, by its pointer and its flags; None where none of them was saved."""
+    names = [run.roles.get(f"bank.{role}", "") for role in ("pointer", "full", "enabled")]
+    saved = [checkpoint.tensors[name].item() for name in names if name in checkpoint.tensors]
+    return any(saved) if saved else None
+
+
+def _early(run: Run, warmup: float) -> int | None:
+    """A step at which the bank was in use: before its warmup was over in steps, after it was over in forwards."""
+    used = [(_step(one), forwards(run, one)) for one in run.checkpoints if _used(run, one)]
+    if any(count is not None and count < warmup for _, count in used):
+        return None  # it fills during its warmup
+    return next((step for step, _ in used if step is not None and step + 1 < warmup), None)
+
+
+def _waited(run: Run, warmup: float, rise: float) -> bool:
+    """Whether the bank is seen to wait for its warmup in steps: unused after as many forwards, or by the loss."""
+    import numpy as np
+
+    for one in run.checkpoints:
+        step, count = _step(one), forwards(run, one)
+        if _used(run, one) is False and step and count and step < warmup < count:
+            return True
+    series = run.series.get(run.roles.get("loss.region", ""))
+    if series is None:
+        return False
+    before = series.values[(series.steps < warmup) & (series.steps >= warmup / 2)][-8:]
+    after = series.values[(series.steps > warmup) & (series.steps <= 1.5 * warmup)][:8]
+    if before.size < 3 or after.size < 3:
+        return False
+    noise = float(np.sqrt(before.var(ddof=1) / before.size + after.var(ddof=1) / after.size))
+    return float(after.mean() - before.mean()) > max(rise, 4 * noise)
+
+
+def _odd(run: Run, warmup: float, accumulation: float) -> bool:
+    """Whether the warmup makes no sense in forwards: it ends inside an accumulation, or is the schedule's."""
+    steps = [run.number(name, 0.0) for name in ("warmup_steps", "max_steps")]
+    if any(isclose(warmup, accumulation * one) for one in steps if one):
+        return False
+    return warmup % accumulation != 0 or isclose(warmup, steps[0])

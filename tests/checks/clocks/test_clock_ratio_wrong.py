@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
+from tests.runs import checkpoint, run, series, tensor
+
+
+def counted(*pairs: tuple[int, int], evaluated: bool = False, **facts: Any) -> Run:
+    """Checkpoints at (step, forwards)."""
+    saved = [checkpoint({"calls": tensor("calls", forwards, "int64")}, step) for step, forwards in pairs]
+    logged = [series("eval_loss", [1.0])] if evaluated else []
+    return run(*saved, facts={"accumulation": 8, **facts}, roles={"clock.forwards": "calls"}, logged=logged)
+
+
+@pytest.mark.parametrize(
+    ("forwards", "told"),
+    [(240, "counts optimizer steps"), (3840, "runs each forward twice"), (960, ""), (7680, "all 4 ranks")],
+)
+def test_a_wrong_ratio_is_explained_where_it_can_be(forwards: int, told: str) -> None:
+    [finding] = clock_ratio_wrong(counted((240, forwards), world_size=4 if forwards == 7680 else 1))
+    assert told in finding.message
+    assert finding.evidence[0].expected == 8
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        counted((240, 1920)),
+        counted((240, 1924)),
+        counted((3, 20)),
+        counted((240, 2400), evaluated=True),
+        counted((100, 500), dataset_size=40, micro_batch=4),
+        counted((100, 500), max_steps=200, num_epochs=100),
+        counted((100, 5800), (240, 6920)),
+        counted((10, 10), accumulation=1),
+    ],
+    ids=["exact", "in progress", "few", "evaluation", "short epochs", "short epochs by steps", "carried over", "one"],
+)
+def test_what_has_a_sound_reason_is_quiet(case: Run) -> None:
+    assert not list(clock_ratio_wrong(case))
+
+
+def test_evaluation_does_not_explain_an_exact_double() -> None:
+    assert list(clock_ratio_wrong(counted((240, 3840), evaluated=True)))
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(0.04, 1), (0.06, 0)])
+def test_flips_at_its_threshold(tolerance: float, expected: int) -> None:
+    assert len(list(clock_ratio_wrong(counted((10_000, 84_000)), tolerance=tolerance))) == expected
+
+
+def test_skipped_without_a_counter_or_an_accumulation() -> None:
+    with pytest.raises(Missing, match="counter"):
+        list(clock_ratio_wrong(run(checkpoint({}, 10), facts={"accumulation": 8})))
+    with pytest.raises(Missing, match="accumulation"):
+        list(clock_ratio_wrong(run(checkpoint({}, 10))))
