@@ -16,7 +16,19 @@ PACKAGE = Path(fgclip_doctor.__file__).parent
 PACK = Path(fgclip_doctor_checks.__file__).parent
 
 # Each part may import the parts before it. A part is a module or a sub-package of fgclip_doctor.
-ORDER = ("findings", "run", "theory", "bank", "parts", "provenance", "registry", "observations", "diagnosis", "config")
+ORDER = (
+    "findings",
+    "run",
+    "theory",
+    "bank",
+    "terms",
+    "parts",
+    "provenance",
+    "registry",
+    "observations",
+    "diagnosis",
+    "config",
+)
 AFTER = {"sources", "reports", "live", "cli", "__main__", "demo"}
 OWN_WORLD = {"core", "training"}  # the model: `core` sees only itself, `training` only core
 
@@ -60,7 +72,7 @@ def test_imports_follow_the_one_way_through(file: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(PACK.rglob("*.py")), ids=lambda file: file.stem)
 def test_checks_import_only_what_the_package_offers_them(file: Path) -> None:
-    allowed = {"", "theory", "bank", "parts", "provenance", "run"}
+    allowed = {"", "theory", "bank", "terms", "parts", "provenance", "run"}
     names = {name for name in imports(file) if name.startswith("fgclip_doctor.") or name == "fgclip_doctor"}
     public = {f"fgclip_doctor.{name}" for name in fgclip_doctor.__all__}
     assert all(part(name) in allowed for name in names - public), names

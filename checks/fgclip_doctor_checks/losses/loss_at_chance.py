@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import log2, sqrt
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theory
-from fgclip_doctor_checks.losses.terms import Term, falling, settled, terms
+from fgclip_doctor.terms import Term, falling, settled, terms
 
 CAUSES = ("FGD101", "FGD102", "FGD103", "FGD104", "FGD105", "FGD106", "FGD107", "FGD701", "FGD702", "FGD703")
 
@@ -34,7 +34,7 @@ def loss_at_chance(
         if isinstance(term, Missing):
             reasons.append(str(term))
             continue
-        steps, values = settled(run, term.series, early)
+        steps, values = settled(run, term.series, max(early, term.since))
         steps, values = steps[len(steps) // 2 :], values[len(values) // 2 :]
         if len(values) < points or steps[-1] - steps[0] < span:
             reasons.append(f"the {term.name} loss has too few values after the start")
@@ -46,7 +46,7 @@ def loss_at_chance(
             continue
         judged += 1
         state = _state(term, mean, error, float(values.std()), limit)
-        if state and not falling(settled(run, term.series, early)[1]):
+        if state and not falling(settled(run, term.series, max(early, term.since))[1]):
             yield _finding(term, state, mean, error, float(values.std()), f"steps {steps[0]} to {steps[-1]}")
     if not judged:
         raise Missing("; ".join(dict.fromkeys(reasons)))

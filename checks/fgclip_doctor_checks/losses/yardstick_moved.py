@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from math import sqrt
 
-from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theory
-from fgclip_doctor_checks.losses.terms import Term, bank_rows, terms
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.terms import Term, terms
 
 
 @check("FGD502", "yardstick-moved", Severity.INFO)
@@ -27,8 +27,7 @@ def yardstick_moved(run: Run, *, agreement: float = 0.2, points: int = 5) -> Ite
         if isinstance(term, Missing):
             reasons.append(str(term))
             continue
-        rows = bank_rows(run, term.name)
-        if not rows:
+        if term.before is None:
             reasons.append(f"nothing is known to have changed the candidates of the {term.name} loss")
             continue
         jump = _jump(term, points)
@@ -37,8 +36,8 @@ def yardstick_moved(run: Run, *, agreement: float = 0.2, points: int = 5) -> Ite
             continue
         judged += 1
         step, before, after, error = jump
-        few, many = round(term.candidates - rows), round(term.candidates)
-        predicted = theory.yardstick_shift(max(1, few), many, scale=term.scale, dimension=term.dimension)
+        few, many = round(term.before), round(term.candidates)
+        predicted = term.level - term.level_at(term.before)
         rise = after - before
         if rise <= 4 * error or abs(rise - predicted) > agreement * predicted + 2 * error:
             continue

@@ -80,6 +80,15 @@ def test_fires_on_collapsed_features(logit_scale: float) -> None:
     assert "at chance (collapsed)" in finding.message
 
 
+def test_reads_the_candidates_from_the_log() -> None:
+    """The values from before the last change have another yardstick, and don't count."""
+    run = logged(np.concatenate([np.full(100, 1.0), CHANCE_132[:150]]), "region")
+    run.series["candidates_region"] = runs.series("candidates_region", [4] * 100 + [130, 134] * 75)
+    (finding,) = found(run)
+    assert "132 as logged" in finding.evidence[1].why
+    assert "steps 176 to 250" in finding.message
+
+
 def test_fires_on_hard_negatives() -> None:
     values = unaligned(4, 11, SCRATCH)
     (finding,) = found(logged(values, "hard"))

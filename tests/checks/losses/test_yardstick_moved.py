@@ -41,6 +41,21 @@ def test_fires_on_a_sparse_log_and_while_the_bank_fills() -> None:
     assert found(curve((1.5, 50), (3.3, 1), (4.2, 1), (4.7, 1), (5.05, 100)))
 
 
+def test_fires_by_the_logged_candidates() -> None:
+    values = curve((1.5, 50), (5.05, 150))
+    run = runs.run(facts={**FACTS, "scale": 14.24}, roles={"loss.region": "loss_region"})
+    run.series["loss_region"] = runs.series("loss_region", values)
+    run.series["candidates_region"] = runs.series("candidates_region", [4.2] * 50 + [90] + [132] * 149)
+    (finding,) = yardstick_moved(run)
+    assert "from 4 to 132" in finding.message
+    run.series["candidates_region"] = runs.series("candidates_region", [4.2] * 200)
+    with pytest.raises(Missing, match="changed the candidates"):
+        list(yardstick_moved(run))
+    run.series["candidates_region"] = runs.series("candidates_region", [4, 40] * 100)
+    with pytest.raises(Missing, match="never settle"):
+        list(yardstick_moved(run))
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -10,9 +10,9 @@ from itertools import pairwise
 from math import ceil, exp, floor, log, sqrt
 from typing import TYPE_CHECKING
 
-from fgclip_doctor import Missing, Run, theory
+from fgclip_doctor import theory
 from fgclip_doctor.bank import Bank, memory_bank
-from fgclip_doctor.run import Series
+from fgclip_doctor.run import Missing, Run, Series
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,8 @@ class Term:
     series: Series
     anchors: float
     candidates: float  # in-batch and bank together; where it is open, the most that it may be
+    before: float | None  # the candidates before a bank joined them, where one may have
+    since: int  # the step from which a log of the candidates gives this many; 0 without one
     counted: str  # how the candidates are known
     scale: float
     scale_source: str
@@ -40,8 +42,12 @@ class Term:
     @cached_property
     def level(self) -> float:
         """The null level at the mean number of candidates."""
-        low, high = floor(self.candidates), ceil(self.candidates)
-        share = self.candidates - low
+        return self.level_at(self.candidates)
+
+    def level_at(self, candidates: float) -> float:
+        """The null level at any number of candidates, between those of the whole numbers beside it."""
+        low, high = floor(candidates), ceil(candidates)
+        share = candidates - low
         return (1 - share) * self._null(low).level + share * self._null(high).level
 
     @cached_property
@@ -115,24 +121,59 @@ def _bank_of(run: Run, name: str) -> Bank | None:
 
 def _term(run: Run, name: str) -> Term:
     series = run.loss(name)
-    anchors, candidates, how = counts(run, name)
-    rows = bank_rows(run, name)
-    if anchors < 1 or candidates + rows < 2:
+    before, since = None, 0
+    log = _candidates_log(run, name)
+    if log is not None:
+        before, candidates, since = _last_stretch(log)
+        anchors = min(candidates, run.number("micro_batch", candidates) * run.number("regions_per_sample", 1.0))
+        how = f"{candidates:g} as logged ({log.source})"
+    else:
+        anchors, candidates, how = counts(run, name)
+        rows = bank_rows(run, name)
+        if rows:
+            before, candidates, how = (
+                candidates,
+                candidates + rows,
+                f"{how}: {candidates:g}, and {rows} rows of the bank",
+            )
+    if anchors < 1 or candidates < 2:
         raise Missing(f"the {name} loss has fewer than two candidates")
     scale, source = _scale(run, name)
-    steps = sorted(set(series.steps.tolist()))
-    every = min((b - a for a, b in pairwise(steps)), default=1)
+    every = min((b - a for a, b in pairwise(sorted(set(series.steps.tolist())))), default=1)
     return Term(
-        name,
-        series,
-        anchors,
-        candidates + rows,
-        f"{how}: {candidates:g}" + (f", and {rows} rows of the bank" if rows else ""),
-        scale,
-        source,
-        _dimension(run),
+        name=name,
+        series=series,
+        anchors=anchors,
+        candidates=candidates,
+        before=before,
+        since=since,
+        counted=how,
+        scale=scale,
+        scale_source=source,
+        dimension=_dimension(run),
         accumulation=int(every * run.number("accumulation", 1.0) * run.number("world_size", 1.0)),
     )
+
+
+def _candidates_log(run: Run, name: str) -> Series | None:
+    """The log of a term's candidates, where the training wrote one beside its loss."""
+    named = [key for key in run.series if "candidates" in key.lower() and run.series[key].values.size]
+    return next((run.series[key] for key in named if name in key.lower()), None)
+
+
+def _last_stretch(log: Series) -> tuple[float | None, float, int]:
+    """Mean candidates before their last change by a quarter or more, and since it, and the step of that change."""
+    import numpy as np
+
+    values = log.values
+    now = float(np.median(values[-max(1, len(values) // 4) :]))
+    other = np.flatnonzero(~(np.abs(values / max(now, 1e-9) - 1) <= 0.25))
+    if not len(other):
+        return None, float(values.mean()), 0
+    start = int(other[-1]) + 1
+    if start == len(values):
+        raise Missing(f"the candidates in {log.source} never settle")
+    return float(np.median(values[:start])), float(values[start:].mean()), int(log.steps[start])
 
 
 def _scale(run: Run, name: str) -> tuple[float, str]:
