@@ -55,7 +55,7 @@ def save(
     torch.save(scheduler.state_dict(), partial / "scheduler.pt")
     torch.save(random_states(), partial / "rng_state.pth")
     write_json(partial / "trainer_state.json", trainer_state(config, progress))
-    write_json(partial / "training_args.json", config.to_training_args())
+    torch.save(config.to_training_args(), partial / "training_args.bin")  # a dict: nobody has to trust a pickle for it
     if directory.exists():
         shutil.rmtree(directory)
     partial.rename(directory)

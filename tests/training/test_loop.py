@@ -54,13 +54,13 @@ def test_checkpoints_have_the_trainers_layout(run: Path) -> None:
         "rng_state.pth",
         "scheduler.pt",
         "trainer_state.json",
-        "training_args.json",
+        "training_args.bin",
     ]
     saved = state(run)
     assert saved["global_step"] == saved["max_steps"] == STEPS
     assert saved["epoch"] == pytest.approx(STEPS * ACCUMULATION * MICRO_BATCH / 40)
     assert saved["num_train_epochs"] == 2
-    arguments = json.loads((latest(run) / "training_args.json").read_text())
+    arguments = torch.load(latest(run) / "training_args.bin", weights_only=True)
     assert arguments["per_device_train_batch_size"] == MICRO_BATCH
     assert arguments["gradient_accumulation_steps"] == ACCUMULATION
 
