@@ -11,6 +11,7 @@ from fgclip_doctor.sources import checkpoint as checkpoints
 from fgclip_doctor.sources import optimizer as optimizers
 from fgclip_doctor.sources import roles as parts
 from fgclip_doctor.sources import trainer
+from fgclip_doctor.sources.alignment import under_names_of
 from fgclip_doctor.sources.checkpoint import Found
 from fgclip_doctor.sources.files import Unreadable
 
@@ -23,11 +24,11 @@ def load(
 ) -> Run:
     """Everything that `paths` tell, as one run: checkpoints, directories of several, bare files of weights.
 
-    `base` is where the run started from. `facts` states what no artefact says, and wins over what one does; after it
-    the newest checkpoint wins, then the run directory around it, then older checkpoints, and in each training_args.bin,
-    trainer_state.json, scheduler.pt, config.json, in this order. `roles` names parts of the model. Raises `Unreadable`,
-    with a line that begins with the path, if nothing at all could be read from one of the paths; what can't be read of
-    the rest is told in `Run.problems`.
+    `base` is where the run started from; its tensors take the names that the run has for them. `facts` states what no
+    artefact says, and wins over what one does; after it the newest checkpoint wins, then the run directory around it,
+    then older checkpoints, and in each training_args.bin, trainer_state.json, scheduler.pt, config.json, in this order.
+    `roles` names parts of the model. Raises `Unreadable`, with a line that begins with the path, if nothing at all could
+    be read from one of the paths; what can't be read of the rest is told in `Run.problems`.
     """
     found: list[Found] = []
     around: list[Found] = []
@@ -55,6 +56,8 @@ def load(
     for fact in trainer.derived(run.facts):
         run.facts.setdefault(fact.name, fact)
     run.roles = parts.find(found[-1].tensors if found else {}, run.series, roles)
+    if run.base and found:
+        run.base = replace(run.base, tensors=under_names_of(run.base.tensors, found[-1].tensors))
     return run
 
 
@@ -112,11 +115,15 @@ def _name_optimizers(found: Iterable[Found]) -> None:
         if alike and alike.indices == one.optimizer.indices:
             one.optimizer = replace(one.optimizer, names=alike.names, naming=alike.naming)
             continue
-        earlier = candidates[place - 1].tensors if place else None
-        one.optimizer = optimizers.named(one.optimizer, one.moments, one.weights, earlier)
+        before = next((other for other in reversed(candidates[:place]) if _older(other, one)), None)
+        one.optimizer = optimizers.named(one.optimizer, one.moments, one.weights, before.tensors if before else None)
         named.append((one, one.optimizer))
         if one.optimizer.naming == optimizers.NO_FIT:
             one.problems.append(Unreadable(one.optimizer.source.path, "does not fit the weights beside it"))
+
+
+def _older(one: Found, other: Found) -> bool:
+    return one.order is not None and other.order is not None and one.order < other.order
 
 
 def _value(text: str) -> int | float | bool | str:
