@@ -15,7 +15,7 @@ from typing import Any
 
 from fgclip_doctor.run import Checkpoint, Fact, Optimizer, Series, Source, Tensor
 from fgclip_doctor.sources import optimizer as optimizers
-from fgclip_doctor.sources import safetensors_file, torch_file, trainer
+from fgclip_doctor.sources import roles, safetensors_file, torch_file, trainer
 from fgclip_doctor.sources.files import Unreadable, inside, read_json
 from fgclip_doctor.sources.naming import Weights
 from fgclip_doctor.sources.pickles import Stub
@@ -52,7 +52,8 @@ class Found:
 
     @property
     def weights(self) -> Weights:
-        return Weights(self.tensors, self.defined_order, self.transformers)
+        bank = {name for role, name in roles.find(self.tensors, {}).items() if role.startswith("bank.")}
+        return Weights(self.tensors, self.defined_order, self.transformers, frozenset(bank))
 
     @property
     def empty(self) -> bool:

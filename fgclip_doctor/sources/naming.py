@@ -18,7 +18,8 @@ from fgclip_doctor.run import OptimizerGroup, Tensor
 Shape = tuple[int, ...]
 Names = dict[int, tuple[str, ...]]
 
-MAX_NODES = 40_000  # of one search; beyond it the order is too open to say anything
+MAX_STEPS = 400_000  # of all searches for one optimizer; beyond it the order is too open to say anything
+MAX_PARAMETERS = 20_000
 MAX_DEPTH = 40  # of module names
 BUDGETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # exceptions that a search may make, in turn
 FEW = 4  # exceptions at which an alignment is believed without a look at less usual ones
@@ -93,6 +94,8 @@ def align(
     by_hand = len(groups) == 1 or len({group.initial_lr for group in groups if group.parameters}) > 1
     for buffers in (False, True):
         parameters = weights.parameters(buffers=buffers)
+        if len(parameters) > MAX_PARAMETERS:
+            raise TooOpen("the model has too many tensors")
         need = Counter(shapes[index] for group in members for index in group if index in shapes)
         if need - Counter(parameters.values()) or sum(map(len, members)) > len(parameters):
             continue  # a shape that the weights don't have often enough
@@ -195,6 +198,12 @@ def _tree(parameters: Mapping[str, Shape], siblings: Sequence[tuple[str, ...]] |
     return build("", [(name.split("."), name) for name in parameters], 0)
 
 
+def _parts(root: _Part) -> Iterator[_Part]:
+    yield root
+    for child in root.children:
+        yield from _parts(child)
+
+
 def _precedes(one: str, other: str, one_leaf: bool, other_leaf: bool, siblings: Sequence[tuple[str, ...]]) -> bool:
     if one_leaf != other_leaf:
         return one_leaf  # a module's own parameters come before those of its children
@@ -214,7 +223,7 @@ def _numbered(name: str) -> tuple[str, int]:
 # --- the search ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Problem:
     members: list[tuple[int, ...]]
     shapes: Mapping[int, Shape]
@@ -223,6 +232,7 @@ class _Problem:
     moved: frozenset[str]
     barred: frozenset[tuple[int, str]]
     by_hand: bool  # the groups are somebody's choice, not only those that a trainer makes of decayed and others
+    steps: int = 0  # of the searches so far
 
     def equal(self, index: int) -> tuple[Shape | None, bool, int | None]:
         """What is the same for indices that are interchangeable."""
@@ -256,11 +266,14 @@ class _Search:
         self.budget = budget
         self.by_module = by_module
         self.runs = [self._runs(group) for group in range(len(problem.members))]
+        self.full = tuple(tuple(map(len, runs)) for runs in self.runs)
+        self.used_classes = set(self.classes.values())
         need = Counter(problem.shapes[i] for members in problem.members for i in members if i in problem.shapes)
         spare = Counter(problem.parameters.values())
         spare.subtract(need)
         self.spare_of = {shape: place for place, shape in enumerate(s for s, count in spare.items() if count)}
         self.spare = tuple(spare[shape] for shape in self.spare_of)
+        self.largest = 1  # tensors that one skip can take
         self.cost: list[int] = []
         self.edges: list[tuple[int, int, int, _Label | None]] = []
 
@@ -281,7 +294,8 @@ class _Search:
     def run(self, root: _Part) -> tuple[int, Names] | None:
         problem = self.problem
         drops = len(problem.parameters) - sum(map(len, problem.members))
-        start: _State = (tuple(tuple(map(len, runs)) for runs in self.runs), (-1, -1), self.spare, drops)
+        start: _State = (self.full, (-1, -1), self.spare, drops)
+        self.largest = max((len(part.names) for part in _parts(root) if self._fits(part)), default=1)
         self.cost.append(0)
         arrived: dict[_State, int] = {}
         self._visit(root, {start: 0}, arrived)
@@ -323,8 +337,16 @@ class _Search:
                     self._visit(child, states, target)
             level = {mask: states for mask, states in following.items() if states}
 
+    def _fits(self, part: _Part) -> bool:
+        """True if a whole part may be skipped, as far as the number of tensors of each shape goes."""
+        spare = self.spare
+        places = self.spare_of
+        return not part.names & self.problem.moved and all(
+            shape in places and spare[places[shape]] >= count for shape, count in part.shapes.items()
+        )
+
     def _skip(self, part: _Part, entry: Mapping[_State, int], into: dict[_State, int]) -> None:
-        if part.names & self.problem.moved or any(shape not in self.spare_of for shape in part.shapes):
+        if not self._fits(part):
             return
         for (left, last, spare, drops), node in entry.items():
             remaining = list(spare)
@@ -363,15 +385,23 @@ class _Search:
             return False
         return (index, name) not in problem.barred and not (index in problem.stateless and name in problem.moved)
 
+    def _least(self, state: _State) -> int:
+        """What the rest of a walk costs at least: to skip what must be skipped, and to come to groups not yet used."""
+        left, last, _, drops = state
+        unused = sum(counts == full for counts, full in zip(left, self.full, strict=True))
+        free = sum(last[group_class] < 0 for group_class in self.used_classes)
+        return -(-drops // self.largest) + max(0, unused - free)
+
     def _link(self, node: int, state: _State, cost: int, label: _Label | None, into: dict[_State, int]) -> None:
         total = self.cost[node] + cost
-        if total > self.budget:
+        if total + self._least(state) > self.budget:
             return
+        self.problem.steps += 1
+        if self.problem.steps > MAX_STEPS:
+            raise TooOpen("too many orders of the parameters fit")
         other = into.get(state)
         if other is None:
             other = into[state] = len(self.cost)
             self.cost.append(total)
-            if len(self.cost) > MAX_NODES:
-                raise TooOpen("too many orders of the parameters fit")
         self.cost[other] = min(self.cost[other], total)
         self.edges.append((node, other, cost, label))

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from fgclip_doctor.run import Series, Tensor
 
 BANK = re.compile(r"queue|bank|xbm|memory|(?:^|[._])(?:mem|moco|fifo)(?:[._\d]|$)")
-STORE = re.compile(
-    r"(?:^|[._])(?:cached?|store[ds]?|neg(?:ative)?s?|dictionary|dict|keys|feats?)(?:[._\d]|$)"
-)  # if paired
+STORE = re.compile(r"(?:^|[._])(?:cached?|store[ds]?|neg(?:ative)?s?|dict(?:ionary)?|keys|feats?)(?:[._\d]|$)")  # pairs
 IMAGE = r"(image|img|visual|vision|vis|region|roi|box|v)"
 TEXT = r"(text|txt|caption|cap|lang|language|t)"
 POINTER = r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)"
 FULL = r"(full|filled|is_?full|is_?filled)"
 ENABLED = r"(enabled?|active|activated|is_?on|use_\w+)"
+MAX_NAME = 200  # characters; a longer name is nobody's, and would be slow to search
+MAX_STORES = 64
 _EDGE, _END = r"(?:^|[._])", r"(?:[._]|\d|$)"
 
 
@@ -27,6 +27,7 @@ def find(
     tensors: Mapping[str, Tensor], series: Mapping[str, Series], given: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Role -> name of the tensor or series that plays it. `given` wins over everything found."""
+    tensors = {name: tensor for name, tensor in tensors.items() if len(name) <= MAX_NAME}
     roles = {**_bank(tensors), **_clock(tensors), **_scales(tensors), **_heads(tensors), **_losses(series)}
     return {**roles, **(given or {})}
 
@@ -70,7 +71,7 @@ def _bank(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _pair(names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The image and text keys of equal shape whose names are nearest to each other."""
-    names = list(names)
+    names = list(names)[:MAX_STORES]
     text = [name for name in names if _text_side(name)]
     image = [name for name in names if name not in text]
     pairs = [(one, other) for one in image for other in text if tensors[one].shape == tensors[other].shape]
@@ -97,11 +98,12 @@ def _text_side(name: str) -> bool:
 
 
 def _counts_forwards(name: str) -> bool:
-    """A counter that the model itself advances; `num_batches_tracked` is that of a batch norm."""
+    """A counter that the model itself advances. Not a batch norm's `num_batches_tracked`, nor a `global_step`, which
+    a trainer sets."""
     leaf = name.rpartition(".")[2].lower()
     return leaf != "num_batches_tracked" and bool(
         re.fullmatch(
-            r"_?(num_?)?(training|train|forward|micro|global)?_?(steps?|forwards?|iters?|iterations?|calls?)"
+            r"_?(num_?)?(training|train|forward|micro)?_?(steps?|forwards?|iters?|iterations?|calls?)"
             r"(_(count|counter|seen|done))?|_?(step|forward|iter|call)_?(count|counter)",
             leaf,
         )
@@ -123,9 +125,7 @@ def _related(one: str, other: str) -> bool:
 
 
 def _scales(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    pattern = (
-        r"(\w*logit_scale\w*|temperature\w*|temp\w*|log_temp\w*|logit_temp\w*|t_prime|log_scale\w*|logit_?scale\w*)"
-    )
+    pattern = r"\w*(logit_?scale|temperature|log_?temp|logit_?temp)\w*|(\w+_)?(temp|tau|t_prime|log_?scale)(_\w+)?"
     names = [
         name
         for name, tensor in tensors.items()

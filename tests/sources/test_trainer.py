@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from fgclip_doctor.sources import trainer
+from fgclip_doctor.sources.checkpoint import read_directory
+
+
+def values(mapping: dict[str, object]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for fact in trainer.facts(mapping, "args"):
+        found.setdefault(fact.name, fact.value)
+    return found
+
+
+def test_training_arguments_are_read_without_their_class(tmp_path: Path) -> None:
+    import torch
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=8,
+        warmup_steps=50,
+        learning_rate=5e-6,
+        weight_decay=0.05,
+        max_grad_norm=0.0,
+        lr_scheduler_type="cosine",
+        label_smoothing_factor=0.1,
+        num_train_epochs=3,
+        use_cpu=True,
+        report_to=[],
+    )
+    arguments.memory_bank_warmup_steps = 50
+    arguments.use_memory_bank = False
+    torch.save(arguments, tmp_path / "training_args.bin")
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 240, "max_steps": 1000, "log_history": []}))
+    facts = {}
+    for fact in read_directory(tmp_path).facts:
+        facts.setdefault(fact.name, fact)
+    expected = {
+        "micro_batch": 4,
+        "accumulation": 8,
+        "warmup_steps": 50,
+        "learning_rate": 5e-6,
+        "weight_decay": 0.05,
+        "max_grad_norm": 0.0,
+        "schedule": "cosine",
+        "label_smoothing": 0.1,
+        "num_epochs": 3,
+        "bf16": False,
+        "bank_warmup": 50,
+        "bank_enabled": False,
+        "max_steps": 1000,  # -1 in the arguments
+        "global_step": 240,
+    }
+    assert {name: facts[name].value for name in expected} == expected
+    assert str(facts["accumulation"].source) == f"{tmp_path}/training_args.bin: gradient_accumulation_steps"
+    assert str(facts["max_steps"].source) == f"{tmp_path}/trainer_state.json: max_steps"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        ({"warmup_steps": 50}, {"warmup_steps": 50}),
+        ({"warmup_steps": 0.1}, {"warmup_ratio": 0.1}),  # transformers 5
+        ({"warmup_steps": 0, "warmup_ratio": 0.1}, {"warmup_ratio": 0.1}),
+        ({"warmup_steps": 0, "warmup_ratio": None}, {"warmup_steps": 0}),
+        ({"warmup_steps": 10, "warmup_ratio": 0.0}, {"warmup_steps": 10, "warmup_ratio": 0.0}),
+        ({"max_steps": -1, "num_train_epochs": -1}, {}),
+        (
+            {"batch_size": 32, "accum_freq": 2, "lr": 1e-3},
+            {"micro_batch": 32, "accumulation": 2, "learning_rate": 1e-3},
+        ),
+        ({"learning_rate": math.nan, "bf16": "yes", "max_steps": True}, {}),
+        ({"queue_size": 65536}, {"bank_size": 65536}),
+        ({"xbm_start_iter": 1000}, {"bank_warmup": 1000}),
+        ({"bank_warmup_forwards": 400}, {"bank_warmup": 400, "bank_clock": "forward"}),
+        ({"memory_bank_clock": "optimizer_step"}, {"bank_clock": "step"}),
+        ({"enable_queue": True, "memory_bank_size": 0}, {"bank_enabled": True}),
+        ({"embedding_size": 5, "banking": 3}, {}),
+    ],
+)
+def test_facts(mapping: dict[str, object], expected: dict[str, object]) -> None:
+    assert values(mapping) == expected
+
+
+def test_a_warmup_share_of_a_known_run_is_a_number_of_steps() -> None:
+    known = {fact.name: fact for fact in trainer.facts({"warmup_steps": 0.03, "max_steps": 150}, "args")}
+    (fact,) = trainer.derived(known)
+    assert (fact.name, fact.value) == ("warmup_steps", 5)  # ceil, as the Trainer does
+
+
+def test_log_history_becomes_series() -> None:
+    history = [
+        {"step": 1, "epoch": 0.1, "loss": 2.0, "grad_norm": math.nan},
+        {"step": 2, "epoch": 0.2, "loss": 1.5, "grad_norm": "Infinity", "note": "late"},
+        {"step": 2, "eval_loss": 3},
+        {"loss": 9.0},
+        "not an entry",
+        {"step": True, "loss": 9.0},
+        {"step": 3, "loss": [1], "huge": 10**400},
+    ]
+    series = trainer.series(history, "trainer_state.json")
+    assert list(series) == ["loss", "grad_norm", "eval_loss", "huge"]
+    assert series["loss"].steps.tolist() == [1, 2]
+    assert series["loss"].values.tolist() == [2.0, 1.5]
+    assert math.isnan(series["grad_norm"].values[0])
+    assert series["grad_norm"].values[1] == math.inf
+    assert str(series["loss"].source) == "trainer_state.json: log_history.loss"
+    assert trainer.series(None, "trainer_state.json") == {}
