@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+UNPLANNED = 1000.0
 LOOKED_AT = (512, 2048)  # the block of a matrix that is tested: 0.05 s at most
 
 
@@ -49,7 +50,7 @@ class Drift:
 def drift(run: Run, name: str | None = None, *, until: Checkpoint | None = None, planned: bool = False) -> Drift:
     """How far the run has moved the parameter `name` (the fastest one by default) at a checkpoint, at most.
 
-    `planned` asks for the whole planned run instead. A parameter that certainly is in no group does not move.
+    `planned` asks for the whole planned run instead (`UNPLANNED` steps where its length isn't known). A parameter that certainly is in no group does not move.
     """
     checkpoint = until or run.checkpoint
     optimizer = checkpoint.optimizer or run.checkpoint.optimizer
@@ -57,7 +58,7 @@ def drift(run: Run, name: str | None = None, *, until: Checkpoint | None = None,
         raise Missing("the optimizer is not of Adam's kind, so its learning rates don't bound how far weights moved")
     steps = _steps(run, checkpoint)
     if planned:
-        steps = max(steps, int(run.number("max_steps")))
+        steps = max(steps, int(run.number("max_steps", UNPLANNED)))
     groups = (
         [] if optimizer is None else [one for one in optimizer.groups if _may_be_in(optimizer, one.parameters, name)]
     )
@@ -149,16 +150,18 @@ def from_one(gain: Tensor) -> float:
     return min(max(high - 1, 1 - low), max(high, -low))
 
 
-def origin(run: Run, *, widest: float = 0.3) -> Origin:
-    """Whether the run started from trained weights; `Missing` if the gains can't tell.
+def origin(run: Run, *, widest: float = 0.3, nearest: float = 0.03) -> Origin:
+    """Whether the run started from trained weights; `Missing` if the gains can't tell. A base, if given, decides.
 
     `widest`: gains of trained models lie 0.1 to 1 from their start, so a longer reach can't tell the two apart.
+    `nearest`: those of a short pretraining may all lie within 0.1, so with a longer reach none of them is known as new.
     """
-    first = next((one for one in run.checkpoints if any(gains(one))), None)
+    first = next((one for one in (run.base, *run.checkpoints) if one and any(gains(one))), None)
     if first is None:
         raise Missing("no norm gains in the weights, which would tell pretrained weights from new ones")
     found = [gain for gain in gains(first) if gain.statistics.finite]
-    reach = drift(run, until=first).reach(1.0) + half_ulp(1.0, found[0].dtype if found else "float32")
+    moves = 0.0 if first is run.base else drift(run, until=first).reach(1.0)
+    reach = moves + half_ulp(1.0, found[0].dtype if found else "float32")
     moved = [gain for gain in found if from_one(gain) > reach]
     answer = Origin(
         pretrained=bool(moved),
@@ -168,7 +171,7 @@ def origin(run: Run, *, widest: float = 0.3) -> Origin:
         reach=reach,
         source=str((moved or found)[0].source) if found else "",
     )
-    if reach > widest or 0 < len(moved) < len(found) / 2 or not found:
+    if reach > (widest if moved else nearest) or 0 < len(moved) < len(found) / 2 or not found:
         raise Missing(f"can't tell pretrained weights from new ones: {answer.why}")
     return answer
 

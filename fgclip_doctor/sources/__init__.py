@@ -27,8 +27,8 @@ def load(
     `base` is where the run started from; its tensors take the names that the run has for them. `facts` states what no
     artefact says, and wins over what one does; after it the newest checkpoint wins, then the run directory around it,
     then older checkpoints, and in each training_args.bin, trainer_state.json, scheduler.pt, config.json, in this order.
-    `roles` names parts of the model. Raises `Unreadable`, with a line that begins with the path, if nothing at all could
-    be read from one of the paths; what can't be read of the rest is told in `Run.problems`.
+    `roles` names parts of the model. Raises `Unreadable`, with a line that begins with the path, if nothing at all
+    could be read from one of the paths; what can't be read of the rest is told in `Run.problems`.
     """
     found: list[Found] = []
     around: list[Found] = []

@@ -20,7 +20,8 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
     Evidence: where the scale can have started, from its value in the first checkpoint and what the learning rates allow
     it to have moved; how the run started, from the norm gains; the base's own scale, with --base.
     Benign: a value that the base or the configuration declares. The default of 2.6592 that transformers writes into
-    every configuration declares nothing. Where the scale may have moved by more than `widest`, nothing is said.
+    every configuration declares nothing. Without a base, nothing is said of a scale that may have moved by more than
+    `widest`.
     Fix: fine-tuning: start from the scale of the pretrained weights, for branches too (CLIP: ln 100 = 4.6052). From
     scratch: ln(1/0.07) = 2.6592; with the sigmoid loss ln 10 = 2.3026.
     Sources: Radford et al. 2021, section 2.5; Zhai et al. 2023 (SigLIP), section 3.3; huggingface/transformers#13430.
@@ -62,14 +63,14 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
     tensor = first.tensors[scale.tensor.name]
     value = tensor.item()
     reach = drift(run, tensor.name, until=first).reach(value)
-    if reach > widest:
+    own = run.base.tensors.get(tensor.name) if run.base else None
+    if reach > widest and own is None:
         raise Missing(f"{tensor.name} may have moved by {reach:.2g} since the start")
     reach += half_ulp(value, tensor.dtype) + 1e-4
 
     def may_be(start: float) -> bool:
         return abs(value - start) <= reach + half_ulp(start, tensor.dtype)
 
-    own = run.base.tensors.get(tensor.name) if run.base else None
     declared = run.number("logit_scale_init", SCRATCH)
     if (own is not None and may_be(own.item())) or (abs(declared - SCRATCH) > 1e-3 and may_be(declared)):
         return None, reach

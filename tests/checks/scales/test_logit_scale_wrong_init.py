@@ -74,6 +74,25 @@ def test_the_base_decides_where_it_is_given(base: float, expected: int) -> None:
     assert len(list(logit_scale_wrong_init(case))) == expected
 
 
+@pytest.mark.parametrize(("value", "expected"), [(2.69, 1), (4.3, 0)])
+def test_the_base_decides_however_fast_the_scale_may_move(value: float, expected: int) -> None:
+    case = scaled(value, TRAINED_NORMS, lr=1e-3)
+    case.base = checkpoint({"logit_scale": np.array(4.6052)})
+    assert len(list(logit_scale_wrong_init(case))) == expected
+
+
+def test_the_norms_of_the_base_tell_how_the_run_started() -> None:
+    case = scaled(log(100), NEW_NORMS)
+    case.base = checkpoint(TRAINED_NORMS)
+    assert not list(logit_scale_wrong_init(case))
+
+
+def test_norms_of_a_short_pretraining_are_not_taken_for_new() -> None:
+    """What lies within 0.1 of 1 is new only to a run that can't have moved it nearly as far."""
+    with pytest.raises(Missing, match="can't tell pretrained weights from new ones"):
+        list(logit_scale_wrong_init(scaled(log(100), NEW_NORMS, lr=1e-4)))
+
+
 def test_the_sigmoid_loss_starts_elsewhere() -> None:
     assert not list(logit_scale_wrong_init(scaled(log(10), NEW_NORMS, loss_kind="sigmoid")))
 
