@@ -101,6 +101,8 @@ class FgclipConfig:
         if text.get("eos_token_id") == 2:  # what CLIP's first converted checkpoints say, meaning the highest id
             vocab_size = text.get("vocab_size", TextConfig.vocab_size)
             text |= {"eos_token_id": vocab_size - 1, "bos_token_id": vocab_size - 2}
+        positions = text.get("max_position_embeddings", TextConfig.max_position_embeddings)
+        text.setdefault("longtext_len", 4 * positions - 3 * text.get("keep_len", TextConfig.keep_len))
         vision = _known(VisionConfig, values.get("vision_config") or {})
         towers = {"text_config": TextConfig(**text), "vision_config": VisionConfig(**vision)}
         return cls(**_known(cls, values) | towers)

@@ -72,7 +72,10 @@ class FgclipModel(nn.Module):
         )
         nn.init.normal_(self.visual_projection.weight, std=vision.hidden_size**-0.5)
         nn.init.normal_(self.text_projection.weight, std=text.hidden_size**-0.5)
-        self.copy_heads("text_filip_projection", "roi_projection")
+        with torch.no_grad():  # heads that branch off start as copies
+            self.text_filip_projection.weight.copy_(self.text_projection.weight)
+            if self.roi_projection is not None:
+                self.roi_projection.weight.copy_(self.visual_projection.weight)
 
     def forward(self, batch: Batch, *, step: int) -> dict[str, Term]:
         """The loss terms by name: global (long captions), global_short, region and hard.
@@ -152,14 +155,6 @@ class FgclipModel(nn.Module):
         """Holds every scale at or under ln 100; to be called after each optimizer step."""
         for scale in self.logit_scales().values():
             scale.clamp_(max=LOGIT_SCALE_CAP)
-
-    @torch.no_grad()
-    def copy_heads(self, *names: str) -> None:
-        """Starts new heads as copies of those that they branch off: never to be called for trained ones."""
-        if "text_filip_projection" in names:
-            self.text_filip_projection.weight.copy_(self.text_projection.weight)
-        if "roi_projection" in names and self.roi_projection is not None:
-            self.roi_projection.weight.copy_(self.visual_projection.weight)
 
 
 def unit(features: Tensor) -> Tensor:

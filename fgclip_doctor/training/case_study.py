@@ -18,7 +18,7 @@ from fgclip_doctor.training.settings import TrainConfig
 
 OnStep = Callable[[int, int], None]  # steps done, of how many
 
-BASE_STEPS = 200
+BASE_STEPS = 150
 STEPS = 160
 BANK_SIZE = 64
 BANK_WARMUP = 50
