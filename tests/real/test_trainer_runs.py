@@ -53,9 +53,16 @@ def test_fault_is_named_beside_its_base(fault: str, code: str, trained: Trained,
     assert causes(audit(trained(fault), base)) == {code}
 
 
-@pytest.mark.parametrize("fault", ["bank_off", "head_detached", "head_left_out", "scale"])
-def test_fault_is_named_from_one_checkpoint_with_pickled_weights(fault: str, trained_as_pickles: Trained) -> None:
-    assert CAUSES[fault] in causes(audit(trained_as_pickles(fault) / "checkpoint-75"))
+@pytest.mark.parametrize(
+    ("fault", "step"),
+    # the learning rate of so short a run is so high that only its first steps can't have moved the scale by themselves
+    [("bank_off", 75), ("head_detached", 75), ("head_left_out", 75), ("scale", 15)],
+)
+def test_fault_is_named_from_one_checkpoint(
+    fault: str, step: int, trained: Trained, trained_as_pickles: Trained
+) -> None:
+    for run in (trained(fault), trained_as_pickles(fault)):
+        assert causes(audit(run / f"checkpoint-{step}")) == {CAUSES[fault]}
 
 
 def test_sound_run_raises_no_alarm(trained: Trained, base: Path) -> None:
