@@ -75,11 +75,17 @@ def is_checkpoint(directory: Path) -> bool:
 
 def inner_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints that a run directory holds, by step: folders, else bare files of weights."""
-    entries = sorted(directory.iterdir(), key=lambda entry: (_step(entry.name) or 0, entry.name))
+    entries = sorted(directory.iterdir(), key=lambda entry: (_count(entry.name), entry.name))
     folders = [entry for entry in entries if _step(entry.name) is not None and entry.is_dir() and is_checkpoint(entry)]
     if folders or is_checkpoint(directory):
         return folders
     return [entry for entry in entries if entry.suffix in BARE and not NOT_WEIGHTS.search(entry.name)]
+
+
+def _count(name: str) -> int:
+    """The step in a name, or what else is counted there: `epoch_3.pt`."""
+    numbers = re.findall(r"\d{1,15}", name)
+    return _step(name) or (int(numbers[-1]) if numbers else 0)
 
 
 def _step(name: str) -> int | None:

@@ -18,7 +18,7 @@ from fgclip_doctor.run import OptimizerGroup, Tensor
 Shape = tuple[int, ...]
 Names = dict[int, tuple[str, ...]]
 
-MAX_STEPS = 400_000  # of all searches for one optimizer; beyond it the order is too open to say anything
+MAX_STEPS = 150_000  # of all searches for one optimizer; beyond it the order is too open to say anything
 MAX_PARAMETERS = 20_000
 MAX_DEPTH = 40  # of module names
 BUDGETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # exceptions that a search may make, in turn
