@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 JSON_LIMIT = 64 << 20  # bytes; a trainer_state.json of a million log lines is about this long
+JSON_VALUES = 4_000_000  # each takes up to a hundred bytes once it is read
 REASON_LIMIT = 300  # characters of a reason that are shown
 
 
@@ -85,6 +86,8 @@ def read_json(path: str | os.PathLike[str], limit: int = JSON_LIMIT) -> Any:
 
 def parse_json(path: str | os.PathLike[str], data: bytes) -> Any:
     """The JSON in `data`, which was read from `path`."""
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > JSON_VALUES:
+        raise Unreadable(path, f"holds more than {JSON_VALUES:,} JSON values")
     try:
         return json.loads(data.decode("utf-8-sig"))
     except RecursionError as error:

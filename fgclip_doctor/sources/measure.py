@@ -133,12 +133,11 @@ class _Scratch(threading.local):
         self.wide = np.empty(CHUNK_ELEMENTS, np.uint32)
         self.deviations = np.empty(CHUNK_ELEMENTS, np.float32)
         self.squares = np.empty(CHUNK_ELEMENTS, np.float32)
-        self.bits = np.empty(CHUNK_ELEMENTS, np.uint32)
+        self.bits = self.squares.view(np.uint32)  # never needed at the same time
         self.flags = np.empty(CHUNK_ELEMENTS, np.bool_)
 
 
 _scratch = _Scratch()
-_ones = np.ones(CHUNK_ELEMENTS, np.float32)
 
 
 @contextmanager
@@ -277,9 +276,10 @@ HALF_TINIEST = 103 << 23  # bits of 2^-24
 
 
 def _dot(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """The sum of products, added up row by row in float64."""
+    """The sum of products, added up row by row in float64. A `right` of one row is repeated."""
     whole = left.size // ROW * ROW
-    total = float(left[whole:] @ right[whole:])
+    rest = left.size - whole
+    total = float(left[whole:] @ right[-rest:]) if rest else 0.0
     if whole:
         rows = left[:whole].reshape(-1, 1, ROW) @ right[:whole].reshape(-1, ROW, 1)
         total += float(rows.sum(dtype=np.float64))
@@ -389,7 +389,7 @@ def _central_moments(chunk: NDArray[Any], low: float, high: float) -> tuple[floa
     if scale != 1.0:
         np.multiply(deviations, chunk.dtype.type(scale), out=deviations)
     np.multiply(deviations, deviations, out=squares)
-    first = _dot(deviations, _ones[:count].astype(chunk.dtype, copy=False)) / count
+    first = _dot(deviations, np.ones(min(count, ROW), chunk.dtype)) / count
     second, third, fourth = _dot(deviations, deviations), _dot(squares, deviations), _dot(squares, squares)
     fourth += first * (-4 * third + first * (6 * second - 3 * count * first * first))
     third += first * (-3 * second + 2 * count * first * first)

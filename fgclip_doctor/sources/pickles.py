@@ -23,6 +23,7 @@ MAX_CONTAINERS = 1_000_000
 MAX_MEMO = 2_000_000
 MAX_MARKS = 10_000
 MAX_INTEGER = 1024  # bytes
+MAX_SHOWN = 1000  # characters of a text
 MAX_ODD_KEYS = 10_000  # keys whose hashes a file can make collide: tuples and long integers
 
 
@@ -97,7 +98,7 @@ def plain(value: Any, budget: int = 10_000, depth: int = 32) -> Any:
         if isinstance(one, Stub):
             parts = {"args": one.args, "kwargs": one.kwargs, "state": one.state, "items": one.items}
             return {"stub": one.path} | {name: convert(part, level + 1) for name, part in parts.items() if part}
-        return one if one is None or isinstance(one, (bool, int, float, str, bytes)) else str(one)
+        return one if one is None or isinstance(one, (bool, int, float)) else str(one)[:MAX_SHOWN]
 
     return convert(value, 0)
 

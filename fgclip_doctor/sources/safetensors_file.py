@@ -16,7 +16,7 @@ from fgclip_doctor.run import Source, Tensor
 from fgclip_doctor.sources.files import Unreadable, open_regular, parse_json, read_at
 from fgclip_doctor.sources.measure import SIZES, Stored
 
-HEADER_LIMIT = 100_000_000  # bytes, as in the reference implementation
+HEADER_LIMIT = 16 << 20  # bytes: a hundred thousand tensors
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -44,8 +44,10 @@ def read(path: Path) -> dict[str, Tensor]:
         if size < 8:
             raise Unreadable(path, f"is too short for a safetensors file ({size} bytes)")
         length = int.from_bytes(read_at(descriptor, path, 0, 8), "little")
-        if length > min(HEADER_LIMIT, size - 8):
+        if length > size - 8:
             raise Unreadable(path, f"claims a safetensors header of {length:,} bytes in a file of {size:,}")
+        if length > HEADER_LIMIT:
+            raise Unreadable(path, f"has a safetensors header of {length:,} bytes; the limit is {HEADER_LIMIT:,}")
         header = parse_json(path, read_at(descriptor, path, 8, length))
     if not isinstance(header, dict):
         raise Unreadable(path, "has a safetensors header that is not a JSON object")

@@ -26,7 +26,8 @@ from fgclip_doctor.sources.pickles import Malformed, Stub
 
 PICKLE_LIMIT = 64 << 20  # bytes; the structure of a checkpoint is a hundredth of that
 DIRECTORY_LIMIT = 16 << 20  # bytes of the zip directory: about 200,000 entries
-NAMING_DEPTH = 16
+MAX_TENSORS = 100_000
+NAMING_DEPTH = 16  # keys in the name of a tensor
 NAME_LIMIT = 200  # characters of one key
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
 STORAGES = {
@@ -186,7 +187,7 @@ def _stream(path: Path, descriptor: int) -> Any:
         return _Storage(kind, count * SIZES[kind], offsets[key])
 
     first, start = _Tensors(path, size, "<", unplaced).load(data)
-    if first != LEGACY_MAGIC:
+    if type(first) is not int or first != LEGACY_MAGIC:
         return first
     _, start = pickles.load(data, str(path), start=start)  # the protocol's version
     system, start = pickles.load(data, str(path), start=start)
@@ -216,6 +217,7 @@ class _Tensors:
     def __init__(self, path: Path, size: int, order: ByteOrder, storage: Callable[[str, str, int], _Storage]) -> None:
         self.path, self.size, self.order = path, size, order
         self.storage = storage  # by dtype, key and number of elements
+        self.count = 0
 
     def load(self, data: bytes, start: int = 0) -> tuple[Any, int]:
         return pickles.load(data, str(self.path), start=start, finish=self.finish, persistent=self.persistent)
@@ -250,7 +252,7 @@ class _Tensors:
             case Stub(
                 module="torch._tensor",
                 name="_rebuild_from_type_v2",
-                args=(Stub(called=False) as function, _, tuple(args), _),
+                args=(Stub(module="torch._utils", called=False) as function, _, tuple(args), _),
             ):
                 tensor = self.finish(Stub(function.module, function.name, args, called=True))
                 return tensor if isinstance(tensor, Tensor) else stub
@@ -273,6 +275,9 @@ class _Tensors:
             distinct = math.prod(length for length, stride in axes if stride)
             if (last + 1) * size > storage.nbytes or distinct * size > storage.nbytes:
                 raise Malformed("a tensor that is larger than its storage")
+        self.count += 1
+        if self.count > MAX_TENSORS:
+            raise Malformed(f"it has more than {MAX_TENSORS:,} tensors")
         begin = (storage.offset or 0) + offset * size
         stored = Stored(self.path, self.size, begin, dtype, shape, strides, self.order)
         return stored.tensor("", Source(str(self.path)))
@@ -310,19 +315,29 @@ def _numpy_value(stub: Stub) -> Any:
 def _name(content: Any, path: str) -> None:
     """Name every tensor by the first place where it stands."""
     seen: set[int] = set()
-    waiting: list[tuple[str, int, Any]] = [("", 0, content)]
+    waiting: list[tuple[Place, Any]] = [((), content)]
     while waiting:
-        name, depth, value = waiting.pop()
-        if isinstance(value, Tensor) and not value.name:
-            value.name, value.source = name, Source(path, name)
-        if depth == NAMING_DEPTH or id(value) in seen or not isinstance(value, (dict, list, tuple, Stub)):
+        place, value = waiting.pop()
+        if id(value) in seen:
             continue
         seen.add(id(value))
-        waiting.extend(
-            (f"{name}.{str(key)[:NAME_LIMIT]}" if name else str(key)[:NAME_LIMIT], depth + 1, item)
-            for key, item in reversed(list(_parts(value)))
-            if isinstance(item, (dict, list, tuple, Stub, Tensor))
-        )
+        if isinstance(value, Tensor):
+            value.name = ".".join(_keys(place))
+            value.source = Source(path, value.name)
+        elif isinstance(value, NAMED):
+            waiting += [((place, key), item) for key, item in _parts(value) if isinstance(item, NAMED)][::-1]
+
+
+Place = tuple[()] | tuple["Place", Any]  # linked, since hardly any of them is ever spelt out
+NAMED = (dict, list, tuple, Stub, Tensor)
+
+
+def _keys(place: Place) -> list[str]:
+    keys: list[str] = []
+    while place and len(keys) < NAMING_DEPTH:
+        place, key = place
+        keys.append(str(key)[:NAME_LIMIT])
+    return keys[::-1]
 
 
 def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
