@@ -50,7 +50,8 @@ class Drift:
 def drift(run: Run, name: str | None = None, *, until: Checkpoint | None = None, planned: bool = False) -> Drift:
     """How far the run has moved the parameter `name` (the fastest one by default) at a checkpoint, at most.
 
-    `planned` asks for the whole planned run instead (`UNPLANNED` steps where its length isn't known). A parameter that certainly is in no group does not move.
+    `planned` asks for the whole planned run instead (`UNPLANNED` steps where its length isn't known). A parameter that
+    certainly is in no group does not move.
     """
     checkpoint = until or run.checkpoint
     optimizer = checkpoint.optimizer or run.checkpoint.optimizer
@@ -258,7 +259,7 @@ def randomness(matrix: NDArray[Any], moved: float = 0.0, *, sigmas: float = 8.0)
     fluctuation = width * (1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3)
     highest = math.sqrt(width**2 + 6 * fluctuation) + share * math.sqrt(m * n)
     independent = plausible and width**2 - 10 * fluctuation <= largest <= highest**2
-    structured = largest > highest**2 + 18 * fluctuation
+    structured = largest > highest**2 + 18 * fluctuation or largest < 0.6 * width**2  # orthogonal: a quarter of it
     edge = math.sqrt(largest) / width
     return Randomness(std, kurtosis, rows, columns, edge, independent=independent, structured=structured)
 

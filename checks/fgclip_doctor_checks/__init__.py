@@ -18,6 +18,8 @@ from fgclip_doctor_checks.losses.yardstick_moved import yardstick_moved
 from fgclip_doctor_checks.scales.logit_scale_above_cap import logit_scale_above_cap
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
 from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
+from fgclip_doctor_checks.weights.projection_transposed import projection_transposed
+from fgclip_doctor_checks.weights.weights_left_at_init import weights_left_at_init
 
 CHECKS: tuple[Check, ...] = (
     parameter_not_in_optimizer,
@@ -37,4 +39,6 @@ CHECKS: tuple[Check, ...] = (
     partial_resume,
     loss_at_chance,
     yardstick_moved,
+    weights_left_at_init,
+    projection_transposed,
 )

@@ -41,9 +41,12 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25) -> Iterator[Finding]:
             f"The bank's warmup of {warmup:g} forwards is compared with {counter}, which counts optimizer steps: it "
             f"ends at step {warmup:g}, not {warmup / accumulation:g}."
         )
-    elif declared == "forward" or ratio < (1 + accumulation) / 2 or _waited(run, warmup, rise):
-        return
-    elif declared is None and not _odd(run, warmup, accumulation):
+    elif (
+        declared == "forward"
+        or ratio < (1 + accumulation) / 2
+        or (declared is None and not _odd(run, warmup, accumulation))
+        or _waited(run, warmup, rise)
+    ):
         return
     elif early := _early(run, warmup):
         message = (

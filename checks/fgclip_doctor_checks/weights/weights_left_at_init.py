@@ -1,0 +1,185 @@
+"""FGD701."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.parts import ADAPTER, ELDER, FLOATS, modality
+from fgclip_doctor.provenance import Randomness, drift, from_one, gains, origin, randomness
+from fgclip_doctor.run import Tensor
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block
+BLOCK = re.compile(r"^(.*\.\d+)\.")
+CORE = re.compile(r"att|qkv|in_proj|out_proj|[qkv]_proj|mlp|fc|dense|ffn", re.IGNORECASE)
+TABLE = re.compile(r"embed", re.IGNORECASE)
+FINAL = re.compile(r"(?:^|[._])(?:ln_final|ln_post|ln_pre|(?:final|post|pre)_?(?:layer_?)?norm|pre_layrnorm)")
+LARGEST = 1 << 28  # bytes of a tensor that is looked at
+ALONE = 16_384  # values of a matrix with no others of its kind that are enough to judge it
+
+
+@check("FGD701", "weights-left-at-init", Severity.ERROR)
+def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 0.05) -> Iterator[Finding]:
+    """Parts of an otherwise pretrained model are still at their random initialisation.
+
+    Why: a loader written by hand skips what it doesn't know by name (fused attention weights, a last norm, a head), and
+    the model starts with those parts random: its features are no longer aligned.
+    Evidence: values that are independent of each other, by the spread of row and column norms, kurtosis and the
+    largest singular value, in all tensors of one kind or of one block, where most of the others are far from it; norm
+    gains and biases exactly at 1 and 0 where others moved. With --base: random where the base is not.
+    Benign: a model trained from scratch, or too little for its weights to show it; adapters; lookup tables; a new
+    head that the planned learning rates can teach (at least half its standard deviation), unless it has a donor.
+    Fix: print the missing and unexpected keys of load_state_dict; split fused in_proj weights; copy a branch head from
+    the head it starts as.
+    Sources: Johnstone 2001 (largest eigenvalue of random matrices); Martin & Mahoney 2021 (trained ones differ).
+    """
+    try:
+        moved = drift(run).typical
+    except Missing:
+        moved = 0.0  # weights alone: nothing says that they were trained after loading
+    else:
+        if run.base is None and not origin(run).pretrained:
+            return
+    looks = {tensor.name: look for tensor in _matrices(run) if (look := randomness(tensor.values(), moved)) is not None}
+    if not looks:
+        raise Missing("no matrix is large enough, or has moved so little, that its start can be told")
+    found = dict.fromkeys(_by_base(run, looks), "where the base is not random")
+    count = len(looks)
+    shaped = sum(look.structured for look in looks.values()) / count
+    unclear = sum(not (look.structured or look.independent) for look in looks.values()) / count
+    if shaped >= structured and unclear <= between:
+        unseen = {name: look for name, look in looks.items() if run.base is None or name not in run.base.tensors}
+        found |= dict.fromkeys(_by_kind(run, unseen), f"where {shaped:.0%} of {count} matrices clearly are not")
+    elif run.base is None:
+        raise Missing(f"only {shaped:.0%} of {count} matrices are clearly trained: what random ones mean can't be told")
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, why in found.items():
+        groups[NUMBER.sub("*", name), why].append(name)
+    for (kind, why), names in groups.items():
+        tensor, look = run.tensors[names[0]], looks[names[0]]
+        what = f"All {len(names)} of {kind} are" if len(names) > 1 else f"{names[0]} is"
+        yield _finding(tensor, kind if len(names) > 1 else names[0], what, str(look), why)
+    for gain in _norms(run):
+        yield _finding(gain, gain.name, f"{gain.name} is", "1 throughout, its bias 0", "where the other norms are not")
+
+
+def _finding(tensor: Tensor, where: str, what: str, value: str, why: str) -> Finding:
+    expected = "structure, as training gives"
+    evidence = Evidence(name="values", value=value, expected=expected, why=why, source=str(tensor.source))
+    return Finding(message=f"{what} still as initialised, {why}.", where=where, evidence=(evidence,))
+
+
+def _matrices(run: Run) -> Iterator[Tensor]:
+    """What can be tested: no banks, no adapters (nor what feeds one that starts at zero), no wide lookup tables."""
+    played = {name for role, name in run.roles.items() if not role.startswith("head.")}
+    zero = {name.rpartition(".")[0].rpartition(".")[0] for name, one in run.tensors.items() if _zero(one)}
+    for name, tensor in run.tensors.items():
+        parent = name.rpartition(".")[0].rpartition(".")[0]
+        if len(tensor.shape) < 2 or tensor.dtype not in FLOATS or tensor.nbytes > LARGEST:
+            continue
+        if name in played or ADAPTER.search(name) or (parent and parent in zero):
+            continue
+        if not (TABLE.search(name) and tensor.statistics.std > 0.1):  # wide tables keep their start for ever
+            yield tensor
+
+
+def _zero(tensor: Tensor) -> bool:
+    return (
+        len(tensor.shape) > 1 and tensor.dtype in FLOATS and tensor.statistics.maximum == tensor.statistics.minimum == 0
+    )
+
+
+def _by_base(run: Run, looks: dict[str, Randomness]) -> Iterator[str]:
+    """Random where the base is not, and without any likeness to it."""
+    import numpy as np
+
+    for name, look in looks.items():
+        other = run.base.tensors.get(name) if run.base else None
+        if not look.independent or other is None or other.shape != run.tensors[name].shape:
+            continue
+        ours, theirs = run.tensors[name].values().ravel(), other.values().ravel()
+        likeness = float(ours @ theirs) / (float(np.linalg.norm(ours) * np.linalg.norm(theirs)) or 1.0)
+        before = randomness(other.values())
+        if before is not None and not before.independent and abs(likeness) < 6 / ours.size**0.5 + 0.02:
+            yield name
+
+
+def _by_kind(run: Run, looks: dict[str, Randomness]) -> Iterator[str]:
+    """Whole kinds (one name over all blocks) or whole blocks that are random, and large ones of their own kind."""
+    heads = {tensor.name: role for role, tensor in run.heads()}
+    kinds: dict[str, list[str]] = defaultdict(list)
+    blocks: dict[str, list[str]] = defaultdict(list)
+    for name in looks:
+        kinds[NUMBER.sub("*", name)].append(name)
+        if found := BLOCK.match(name):
+            blocks[found[1]].append(name)
+    several: dict[str, list[str]] = defaultdict(list)
+    for names in kinds.values():
+        if not all(looks[name].independent for name in names):
+            continue
+        for name in names:
+            if name in heads or not modality(name):
+                if _head_left(run, heads.get(name, ""), name, looks[name].std):
+                    yield name
+            elif len(names) == 1 and run.tensors[name].size >= ALONE:
+                yield name
+            elif len(names) > 1 and _belongs(run, name, blocks, looks):
+                several[name.partition(".")[0]].append(name)
+    yield from (name for names in several.values() if len(names) > 2 for name in names)
+    whole = [names for names in blocks.values() if len(names) > 2 and all(looks[name].independent for name in names)]
+    rest = [name for names in blocks.values() if names not in whole for name in names]
+    if rest and all(looks[name].structured for name in rest):
+        yield from (name for names in whole for name in names)
+
+
+def _belongs(run: Run, name: str, blocks: dict[str, list[str]], looks: dict[str, Randomness]) -> bool:
+    """Whether a tensor came with its tower: one of a transformer's own parts, in a block that is trained otherwise."""
+    found = BLOCK.match(name)
+    trained = found is not None and any(looks[other].structured for other in blocks[found[1]])
+    return trained and (CORE.search(name) is not None or not _teachable(run, name, looks[name].std, unknown=False))
+
+
+def _teachable(run: Run, name: str, std: float, *, unknown: bool) -> bool:
+    """Whether the planned learning rates can teach a new part; `unknown` where nothing tells."""
+    optimizer = run.checkpoint.optimizer
+    if optimizer is not None and not optimizer.may_hold(name):
+        return False
+    try:
+        return drift(run, name, planned=True).typical >= std / 2
+    except Missing:
+        return unknown
+
+
+def _head_left(run: Run, role: str, name: str, std: float) -> bool:
+    """Whether a random head is a fault: it has a donor or came with the towers, or it can't be taught in time."""
+    optimizer = run.checkpoint.optimizer
+    if not role and optimizer is not None and not optimizer.may_hold(name):
+        return False  # a fixed random projection, for all that is known
+    elder = run.tensors.get(run.roles.get(ELDER.get(role, ""), ""))
+    donor = role not in ELDER or (elder is not None and elder.shape == run.tensors[name].shape)
+    return not _teachable(run, name, std, unknown=not role or not donor)
+
+
+def _norms(run: Run) -> Iterator[Tensor]:
+    """Norm gains of a tower at 1, with biases at 0, where four of five others moved."""
+    found = [gain for gain in gains(run.checkpoint) if gain.statistics.finite]
+    try:
+        reach = drift(run).reach(1.0)
+    except Missing:
+        reach = 0.0
+    moved = [gain for gain in found if from_one(gain) > max(10 * reach, 0.02)]
+    if len(moved) < 4 or len(moved) < 0.8 * len(found):
+        return
+    towers = {gain.name.partition(".")[0] for gain in moved if gain.name.count(".") > 1}
+    for gain in found:
+        bias = run.tensors.get(gain.name.removesuffix("weight") + "bias")
+        same = run.base.tensors.get(gain.name) if run.base else None
+        low, high = gain.statistics.minimum, gain.statistics.maximum
+        at_init = max(high - 1, 1 - low) <= reach and (
+            bias is None or max(bias.statistics.maximum, -bias.statistics.minimum) <= reach
+        )
+        inside = gain.name.partition(".")[0] in towers or FINAL.search(gain.name)
+        if at_init and inside and not ADAPTER.search(gain.name) and (same is None or from_one(same) > max(reach, 0.02)):
+            yield gain

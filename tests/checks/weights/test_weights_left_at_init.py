@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor_checks.weights.weights_left_at_init import weights_left_at_init
+from tests.runs import adam, checkpoint, run
+
+Weights = dict[str, NDArray[Any]]
+RNG = np.random.default_rng(0)
+HEADS = {"head.image": "visual_projection.weight", "head.region": "roi_projection.weight"}
+
+
+def new(*shape: int, std: float = 0.02) -> NDArray[np.float64]:
+    return RNG.normal(0, std, shape)
+
+
+def learnt(*shape: int) -> NDArray[np.float64]:
+    """What training makes of a matrix: strong directions, rows of unequal size, heavy tails."""
+    strong = RNG.normal(size=(shape[0], 4)) @ RNG.normal(size=(4, shape[1]))
+    rows = np.exp(RNG.normal(0, 0.4, (shape[0], 1)))
+    return 0.02 * rows * (RNG.standard_t(5, shape) + 0.5 * strong)
+
+
+def pretrained(blocks: int = 4) -> Weights:
+    weights: Weights = {}
+    for block in range(blocks):
+        prefix = f"vision_model.encoder.layers.{block}"
+        weights[f"{prefix}.self_attn.in_proj_weight"] = learnt(192, 64)
+        weights[f"{prefix}.self_attn.out_proj.weight"] = learnt(64, 64)
+        weights[f"{prefix}.mlp.fc1.weight"] = learnt(256, 64)
+        weights[f"{prefix}.mlp.fc2.weight"] = learnt(64, 256)
+        weights[f"{prefix}.norm.weight"] = RNG.normal(1, 0.2, 64)
+        weights[f"{prefix}.norm.bias"] = RNG.normal(0, 0.2, 64)
+    weights["vision_model.post_layernorm.weight"] = RNG.normal(1, 0.2, 64)
+    weights["vision_model.post_layernorm.bias"] = RNG.normal(0, 0.2, 64)
+    weights["visual_projection.weight"] = learnt(64, 64)
+    weights["roi_projection.weight"] = weights["visual_projection.weight"] + RNG.normal(0, 1e-4, (64, 64))
+    return weights
+
+
+def tuned(weights: Mapping[str, Any], *, lr: float = 5e-6, steps: int = 240, planned: int = 240, **more: Any) -> Run:
+    """A run of `steps` steps that started from these weights."""
+    start = checkpoint(weights).tensors
+    held = adam(start, step=steps, lr=lr)
+    return run(checkpoint(start, steps, optimizer=held), facts={"max_steps": planned}, roles=HEADS, **more)
+
+
+def found(case: Run) -> set[str]:
+    return {finding.where for finding in weights_left_at_init(case)}
+
+
+def with_new(weights: Weights, part: str) -> Weights:
+    """The same model with every matrix whose name has `part` in it at random."""
+    return {name: new(*one.shape) if part in name and one.ndim > 1 else one for name, one in weights.items()}
+
+
+@pytest.mark.parametrize("bare", [True, False], ids=["weights alone", "a run"])
+@pytest.mark.parametrize(
+    ("part", "where"),
+    [
+        ("in_proj", "vision_model.encoder.layers.*.self_attn.in_proj_weight"),
+        ("roi_projection", "roi_projection.weight"),
+        ("layers.3", "vision_model.encoder.layers.3.mlp.fc1.weight"),
+    ],
+)
+def test_a_part_at_random_is_named(part: str, where: str, *, bare: bool) -> None:
+    weights = with_new(pretrained(), part)
+    case = run(checkpoint(weights, None), roles=HEADS) if bare else tuned(weights)
+    assert where in found(case)
+    assert all(part in name for name in found(case))
+
+
+def test_a_norm_that_was_missed_is_named() -> None:
+    weights = pretrained()
+    weights["vision_model.post_layernorm.weight"] = np.ones(64)
+    weights["vision_model.post_layernorm.bias"] = np.zeros(64)
+    assert found(tuned(weights)) == {"vision_model.post_layernorm.weight"}
+
+
+def test_a_single_tensor_is_named_beside_its_base() -> None:
+    weights = pretrained()
+    name = "vision_model.encoder.layers.2.mlp.fc1.weight"
+    missed = {**weights, name: new(256, 64)}
+    assert found(tuned(missed, base=checkpoint(weights))) == {name}
+
+
+def orthogonal(size: int) -> NDArray[np.float64]:
+    return np.linalg.qr(RNG.normal(size=(size, size)))[0]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"roi_projection.weight": orthogonal(64)},
+        {f"vision_model.encoder.layers.{n}.lora_A.weight": new(16, 64) for n in range(4)},
+        {f"vision_model.encoder.layers.{n}.extra.down.weight": new(32, 64) for n in range(4)}
+        | {f"vision_model.encoder.layers.{n}.extra.up.weight": np.zeros((64, 32)) for n in range(4)},
+        {"text_model.embeddings.token_embedding.weight": new(1000, 64, std=1.0)},
+        {"region_norm.weight": np.ones(64), "region_norm.bias": np.zeros(64)},
+    ],
+    ids=["itself", "orthogonal", "LoRA", "zero-init adapters", "lookup table", "a new norm"],
+)
+def test_look_alikes_in_a_pretrained_model_are_quiet(extra: Weights) -> None:
+    assert not found(tuned({**pretrained(), **extra}))
+    assert not found(run(checkpoint({**pretrained(), **extra}, None), roles=HEADS))
+
+
+def test_a_model_from_scratch_is_quiet() -> None:
+    started = {
+        name: np.ones_like(one) if name.endswith("norm.weight") else one * 0 for name, one in pretrained().items()
+    }
+    weights = {**started, **{name: new(*one.shape) for name, one in started.items() if one.ndim > 1}}
+    assert not found(tuned(weights))
+    with pytest.raises(Missing, match="clearly trained"):
+        found(run(checkpoint(weights, None), roles=HEADS))
+
+
+def test_a_new_head_flips_with_what_its_learning_rate_can_teach() -> None:
+    """Half of its standard deviation of 0.02 is 0.01: 1,000 steps at 1e-5, and not quite 999."""
+    head = new(32, 64)
+    weights = {**pretrained(), "roi_projection.weight": head * 0.02 / head.std()}
+    assert not found(tuned(weights, lr=1e-5, planned=1001))
+    assert found(tuned(weights, lr=1e-5, planned=999)) == {"roi_projection.weight"}
+
+
+def test_skipped_where_learning_rates_could_have_made_everything() -> None:
+    with pytest.raises(Missing, match="can't tell pretrained"):
+        found(tuned(pretrained(), lr=1e-3, steps=10_000))
