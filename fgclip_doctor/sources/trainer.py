@@ -55,6 +55,7 @@ FACT_KEYS: dict[str, tuple[str, ...]] = {
 }
 TEXTS = {"schedule", "hidden_act", "loss_kind"}
 SWITCHES = {"bf16", "fp16"}
+LARGEST = 2.0**63
 AT_LEAST_ONE = {"micro_batch", "accumulation", "world_size", "max_steps", "num_epochs", "dataset_size", "dimension"}
 
 _BANK = r"(?:\w*_)?(?:memory_?bank|bank|xbm|queue|moco)"
@@ -99,15 +100,16 @@ def _valid(name: str, value: object) -> Any:
     if name in SWITCHES:
         return value if isinstance(value, bool) else None
     number = _number(value)
-    if number is None or not math.isfinite(number) or (name in AT_LEAST_ONE and number <= 0) or number < 0:
+    if number is None or (name in AT_LEAST_ONE and number <= 0) or number < 0:
         return None
     return number
 
 
 def _number(value: object) -> int | float | None:
+    """A finite number that a float can hold; JSON and pickles know others."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value
+    return value if -LARGEST < value < LARGEST else None
 
 
 def _warmup(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
@@ -115,7 +117,7 @@ def _warmup(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
     key = next((key for key in ("warmup_steps", "num_warmup_steps", "warmup") if key in mapping), None)
     steps = _number(mapping.get(key)) if key else None
     ratio = _number(mapping.get("warmup_ratio"))
-    if key is None or steps is None or steps < 0 or not math.isfinite(steps):
+    if key is None or steps is None or steps < 0:
         return
     if 0 < steps < 1:
         yield Fact("warmup_ratio", steps, Source(path, key))
@@ -193,11 +195,10 @@ def _logged(value: object) -> float | None:
     if isinstance(value, str):
         lower = value.lower().removeprefix("-")
         return float(value) if lower in ("nan", "inf", "infinity") else None
+    if isinstance(value, float):
+        return value
     number = _number(value)
-    try:
-        return None if number is None else float(number)
-    except OverflowError:
-        return math.inf
+    return None if number is None else float(number)
 
 
 def _array(values: list[Any], dtype: str) -> NDArray[Any]:
