@@ -38,7 +38,8 @@ ROLES = {"image": "bank.image_keys", "text": "bank.text_keys"}
 CRITICAL = 4.0  # standard deviations within which a statistic is that of noise
 POWER = 3.1  # standard deviations to spare before encoded rows would look like noise: 1 in 1,000
 SAMPLE = 8192  # rows that the statistics read, evenly spaced; bounds the time and memory of the large banks
-RETRIEVAL = 4096  # rows that are matched against each other
+RETRIEVAL = 1024  # rows that are matched against each other
+SCALES = tuple(2 ** (power / 2) for power in range(-2, 21))  # at which the pairs are read for the most that they tell
 
 Verdict = Literal["noise", "encoded", "undecided"]
 
@@ -88,7 +89,8 @@ class Retrieval:
     rows: int
     image_to_text: float  # share of images whose own text comes first
     text_to_image: float
-    bits: float  # learnt bits of the two directions' mean, at most log2 of `rows`
+    bits: float  # learnt bits at the model's scale, mean of the two directions, at most log2 of `rows`
+    information: float  # log2 of `rows` less the loss in bits at the scale that suits the pairs best; never under 0
 
     @property
     def chance(self) -> float:
@@ -214,8 +216,11 @@ class Bank:
             raise Missing("the bank holds fewer than two pairs")
         images, texts = (_unit(self.rows(name)[index]) for name in ROLES)
         forward, backward = _matching(images, texts), _matching(texts, images)
-        bits = scale * (forward[1] + backward[1]) / 2 / theory.LN2
-        return Retrieval(len(index), forward[0], backward[0], min(bits, log2(len(index))))
+        bits = scale * (forward.margin + backward.margin) / 2 / theory.LN2
+        losses = [(one + other) / 2 for one, other in zip(forward.losses, backward.losses, strict=True)]
+        most = log2(len(index))
+        information = max(0.0, most - min(losses) / theory.LN2)
+        return Retrieval(len(index), forward.top1, backward.top1, min(bits, most), information)
 
 
 def memory_bank(run: Run, checkpoint: Checkpoint | None = None) -> Bank:
@@ -299,6 +304,15 @@ def observations(run: Run) -> list[Evidence]:
                 source=source,
             )
         )
+    seen.append(
+        Evidence(
+            name="bits that the bank's pairs tell",
+            value=round(found.information, 2),
+            expected=f"up to {log2(found.rows):.2f}",
+            why="log2 of the rows less their loss in bits, at the scale that suits them best; 0 is chance",
+            source=source,
+        )
+    )
     if logit_scale is not None:
         seen.append(
             Evidence(
@@ -353,11 +367,21 @@ def _norms(rows: NDArray[Any], block: int = 4096) -> NDArray[np.float64]:
     return np.concatenate(blocks)
 
 
-def _matching(anchors: NDArray[Any], candidates: NDArray[Any], block: int = 1024) -> tuple[float, float]:
-    """Top-1 share and mean margin of the positive over its row in cosines; row i of one belongs to row i of other."""
+@dataclass(frozen=True, slots=True)
+class _Matching:
+    """One direction of the matching of pairs."""
+
+    top1: float
+    margin: float  # of the positive over its row, in cosines
+    losses: tuple[float, ...]  # InfoNCE at each of `SCALES`
+
+
+def _matching(anchors: NDArray[Any], candidates: NDArray[Any], block: int = 512) -> _Matching:
+    """Matches `anchors` (K, D) with `candidates` (K, D), row i of one belonging to row i of the other."""
     import numpy as np
 
     hits = margin = 0.0
+    losses = np.zeros(len(SCALES))
     for start in range(0, len(anchors), block):
         cosines = anchors[start : start + block] @ candidates.T  # (block, K)
         positives = np.arange(start, start + len(cosines))
@@ -365,7 +389,12 @@ def _matching(anchors: NDArray[Any], candidates: NDArray[Any], block: int = 1024
         better = (cosines > positive + 1e-6).any(axis=1)
         hits += float(np.sum(~better / (np.abs(cosines - positive) <= 1e-6).sum(axis=1)))
         margin += float(theory.margins(cosines, positives).sum())
-    return hits / len(anchors), margin / len(anchors)
+        top = cosines.max(axis=1, keepdims=True)
+        for i, scale in enumerate(SCALES):
+            log_sum = np.log(np.exp(scale * (cosines - top)).sum(axis=1, dtype=np.float64))
+            losses[i] += float((log_sum + scale * (top - positive)[:, 0]).sum())
+    count = len(anchors)
+    return _Matching(hits / count, margin / count, tuple(losses / count))
 
 
 def _width_first(run: Run, keys: Mapping[str, Tensor]) -> dict[str, bool]:

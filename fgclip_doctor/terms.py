@@ -40,24 +40,37 @@ class Term:
     accumulation: int  # forwards averaged in one logged value, at most
 
     @cached_property
-    def level(self) -> float:
-        """The null level at the mean number of candidates."""
-        return self.level_at(self.candidates)
+    def null(self) -> theory.Null:
+        """Level and noise of one forward for unit features that know nothing and are spread over all directions."""
+        return self.null_at()
 
-    def level_at(self, candidates: float) -> float:
-        """The null level at any number of candidates, between those of the whole numbers beside it."""
-        low, high = floor(candidates), ceil(candidates)
-        share = candidates - low
-        return (1 - share) * self._null(low).level + share * self._null(high).level
+    def null_at(self, *, candidates: float | None = None, scale: float | None = None) -> theory.Null:
+        """The null at other candidates or another scale; between two whole numbers of candidates, the mean of both."""
+        count = self.candidates if candidates is None else candidates
+        anchors = max(1, min(floor(self.anchors), floor(count)))
+        low, high = (
+            theory.null(
+                anchors=anchors,
+                candidates=whole,
+                scale=self.scale if scale is None else scale,
+                dimension=self.dimension,
+            )
+            for whole in (floor(count), ceil(count))
+        )
+        share = count - floor(count)
+        return theory.Null((1 - share) * low.level + share * high.level, (1 - share) * low.noise + share * high.noise)
 
-    @cached_property
-    def noise(self) -> float:
-        """The null noise of one forward."""
-        return self._null(floor(self.candidates)).noise * sqrt(max(1, floor(self.anchors)) / self.anchors)
-
-    def _null(self, candidates: int) -> theory.Null:
-        anchors = max(1, min(floor(self.anchors), candidates))
-        return theory.null(anchors=anchors, candidates=candidates, scale=self.scale, dimension=self.dimension)
+    def null_with_level(self, level: float) -> theory.Null | None:
+        """The null of features in a narrow cone, whose cosines differ less (or, in few directions, more) than evenly
+        spread ones' do: that of the scale, up to twice the term's, at which the level is `level`.
+        """
+        low, high = 0.0, 2 * self.scale
+        if not self.null_at(scale=low).level <= level <= self.null_at(scale=high).level:
+            return None
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.null_at(scale=middle).level < level else (low, middle)
+        return self.null_at(scale=high)
 
 
 def terms(run: Run) -> Iterator[Term | Missing]:
@@ -159,6 +172,11 @@ def _candidates_log(run: Run, name: str) -> Series | None:
     """The log of a term's candidates, where the training wrote one beside its loss."""
     named = [key for key in run.series if "candidates" in key.lower() and run.series[key].values.size]
     return next((run.series[key] for key in named if name in key.lower()), None)
+
+
+def logged_beside(run: Run, term: Term, kind: str) -> Series | None:
+    """Another log of the term: "margin" or "acc" (top-1), by name."""
+    return next((one for key, one in run.series.items() if kind in key.lower() and term.name in key.lower()), None)
 
 
 def _last_stretch(log: Series) -> tuple[float | None, float, int]:

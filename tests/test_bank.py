@@ -129,9 +129,22 @@ def test_retrieval_of_known_pairs() -> None:
     found = bank.memory_bank(bank_run(saved((images, texts), pointer=0, full=True))).retrieval(100.0)
     assert (found.image_to_text, found.text_to_image) == (1.0, 1.0)
     assert found.bits == log2(128)
+    assert found.information == pytest.approx(log2(128), abs=1e-3)
     weak = bank.memory_bank(bank_run(saved((images, texts), pointer=0, full=True))).retrieval(1.0)
     cosines = images @ texts.T
     assert weak.bits == pytest.approx((np.diag(cosines).mean() - cosines.mean()) / np.log(2), rel=1e-4)
+
+
+def test_information_is_what_the_best_scale_leaves() -> None:
+    """At cosine 0.3 in 64 dimensions some pairs are lost: confidence at scale 100 doesn't bring them back."""
+    pairs = features.aligned(np.random.default_rng(0), 128, 64, cosine=0.3)
+    found = bank.memory_bank(bank_run(saved(pairs, pointer=0, full=True))).retrieval(100.0)
+    assert found.bits == log2(128)
+    logits = np.linspace(1, 40, 400)[:, None, None] * (pairs[0] @ pairs[1].T)
+    forward, backward = (np.log(np.exp(logits).sum(axis=axis)).mean(axis=1) for axis in (1, 2))
+    losses = (forward + backward) / 2 - np.diagonal(logits, axis1=1, axis2=2).mean(axis=1)
+    assert found.information == pytest.approx(log2(128) - losses.min() / np.log(2), abs=0.05)
+    assert found.information < 5
 
 
 def test_retrieval_of_noise_is_chance_and_ties_share() -> None:
@@ -139,6 +152,7 @@ def test_retrieval_of_noise_is_chance_and_ties_share() -> None:
     noise = bank.memory_bank(bank_run(saved(features.noise(rng, 2048, 64), pointer=0, full=True))).retrieval(14.0)
     assert noise.image_to_text < 5 * noise.chance
     assert abs(noise.bits) < 0.1
+    assert noise.information < 0.02
     same = features.unit(np.ones((64, 32)))
     collapsed = bank.memory_bank(bank_run(saved((same, same), pointer=0, full=True), bank_size=64)).retrieval(14.0)
     assert collapsed.image_to_text == pytest.approx(collapsed.chance)

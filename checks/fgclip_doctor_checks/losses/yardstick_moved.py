@@ -37,7 +37,7 @@ def yardstick_moved(run: Run, *, agreement: float = 0.2, points: int = 5) -> Ite
         judged += 1
         step, before, after, error = jump
         few, many = round(term.before), round(term.candidates)
-        predicted = term.level - term.level_at(term.before)
+        predicted = term.null.level - term.null_at(candidates=term.before).level
         rise = after - before
         if rise <= 4 * error or abs(rise - predicted) > agreement * predicted + 2 * error:
             continue

@@ -80,6 +80,37 @@ def test_fires_on_collapsed_features(logit_scale: float) -> None:
     assert "at chance (collapsed)" in finding.message
 
 
+def cone(steps: int = 200) -> NDArray[np.float64]:
+    """The loss of features that share a mean direction and nothing else, as a pretrained tower under a lost head."""
+    rng = np.random.default_rng(0)
+    means = 1.5 * features.unit(rng.standard_normal((2, 512)))
+    losses = np.empty((steps, 8))
+    for place in np.ndindex(losses.shape):
+        images, texts = (
+            features.unit(one + mean) for one, mean in zip(features.noise(rng, 4, 512), means, strict=True)
+        )
+        logits = np.exp(TUNED) * images @ texts.T
+        losses[place] = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits.diagonal())
+    return losses.mean(axis=1)
+
+
+def test_fires_on_unaligned_features_in_a_cone() -> None:
+    values = cone()
+    assert log(4) + 0.2 < values.mean() < 4.0  # between ln N and the level of features that are spread evenly
+    (finding,) = found(logged(values, logit_scale=TUNED))
+    assert "unaligned" in finding.message
+
+
+@pytest.mark.parametrize(("kind", "chance", "learnt"), [("margin", 0.02, 0.9), ("accuracy", 0.26, 0.6)])
+def test_a_logged_margin_or_accuracy_acquits(kind: str, chance: float, learnt: float) -> None:
+    run = logged(CHANCE_4)
+    name = f"{kind}_global"
+    run.series[name] = runs.series(name, chance + 0.05 * np.random.default_rng(0).standard_normal(200))
+    assert found(run)
+    run.series[name] = runs.series(name, learnt + 0.05 * np.random.default_rng(0).standard_normal(200))
+    assert not found(run)
+
+
 def test_reads_the_candidates_from_the_log() -> None:
     """The values from before the last change have another yardstick, and don't count."""
     run = logged(np.concatenate([np.full(100, 1.0), CHANCE_132[:150]]), "region")
@@ -175,14 +206,16 @@ def test_skipped_without_the_scale() -> None:
         found(run)
 
 
-def test_flips_at_the_threshold() -> None:
-    level = theory.null(anchors=4, candidates=64, scale=float(np.exp(SCRATCH)), dimension=512).level
-    noise = 0.01 * np.tile([1.0, -1.0], 150)
+def test_flips_at_ln_n() -> None:
+    """Unaligned features are never under ln N; their noise goes with how far over it they are."""
+    run = logged(log(64) + 0.02 + 0.03 * np.tile([1.0, -1.0], 150), candidates=64)
+    assert len(found(run)) == 1
+    assert not found(logged(log(64) - 0.02 + 0.03 * np.tile([1.0, -1.0], 150), candidates=64))
 
-    def fires(learnt: float) -> bool:
-        return bool(found(logged(level - learnt * log(2) + noise, candidates=64), bits=0.2))
 
-    assert fires(0.19)
-    assert not fires(0.21)
-    assert fires(-0.19)
-    assert not fires(-0.21)
+def test_flips_at_the_precision() -> None:
+    run = logged(CHANCE_4)
+    error = theory.mean_with_error(run.series["global_loss"].values[125:])[1]
+    assert found(run, bits=2.001 * error / log(2))
+    with pytest.raises(Missing, match="too noisy"):
+        found(run, bits=1.999 * error / log(2))
