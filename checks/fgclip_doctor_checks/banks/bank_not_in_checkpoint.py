@@ -7,6 +7,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import memory_bank, warmup_over
 
 POINTER = re.compile(r"ptr|pointer|cursor|idx|index", re.IGNORECASE)
+PARAMETER = (".weight", ".bias")
 NAMED = re.compile(r"queue|bank|memory|xbm|(^|[._])keys?$", re.IGNORECASE)
 
 
@@ -33,7 +34,9 @@ def bank_not_in_checkpoint(run: Run) -> Iterator[Finding]:
         asked = [run.facts[name] for name in ("bank_size", "bank_enabled") if name in run.facts]
         if not asked or not all(fact.value for fact in asked):
             raise Missing("no memory bank was found, and the configuration doesn't ask for one")
-        like = next((name for name in tensors if NAMED.search(name)), None)
+        rows = run.number("bank_size", 0.0)
+        sized = {name for name, one in tensors.items() if len(one.shape) == 2 and rows in one.shape}
+        like = next((n for n in tensors if NAMED.search(n) or (n in sized and not n.endswith(PARAMETER))), None)
         if like is not None:
             raise Missing(f"{like} may be the bank; [tool.fgclip-doctor.roles] can name it")
         if not warmup_over(run):

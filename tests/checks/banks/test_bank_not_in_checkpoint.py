@@ -51,6 +51,7 @@ def test_quiet_on_a_bank_saved_whole() -> None:
         (bankless(bank_size=128, bank_enabled=False), "doesn't ask"),
         (bankless(bank_size=128, bank_warmup=400), "warmup"),
         (runs.run(runs.checkpoint({**WEIGHTS, "xbm.feats": np.ones((4, 64))}), facts={"bank_size": 128}), "may be"),
+        (runs.run(runs.checkpoint({**WEIGHTS, "rois.kept": np.ones((128, 64))}), facts={"bank_size": 128}), "may be"),
         (bank_run(saved(CONE, pointer=None, full=True, more={"cursor": np.array(3)})), "may be the pointer"),
         (Run("test"), "no checkpoint"),
     ],
