@@ -66,8 +66,7 @@ class TextTower(nn.Module):
 
     def forward(self, ids: Tensor, *, long: bool = False) -> Tensor:
         """The state at the *first* end-of-text token, (B, C). What follows it, padding too, changes nothing."""
-        hidden = self.encoder(self.embeddings(ids, long=long))  # (B, T, C)
         ends = (ids == self.eos_token_id).int().argmax(dim=1)  # (B,): the first, for padding has the same id
-        pooled = hidden[torch.arange(len(ids), device=ids.device), ends]  # (B, C)
-        out: Tensor = self.final_layer_norm(pooled)
+        hidden = self.encoder(self.embeddings(ids, long=long))  # (B, T, C)
+        out: Tensor = self.final_layer_norm(self.encoder.last.at(hidden, ends))  # (B, C)
         return out

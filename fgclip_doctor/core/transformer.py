@@ -31,13 +31,24 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, head_dim)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        q, k, v = (self.heads_of(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, heads, T, head_dim)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, T, C)
         return out
+
+    def at(self, x: Tensor, position: Tensor) -> Tensor:
+        """What `forward` gives at one position of each sequence, (B, T, C) and (B,) -> (B, 1, C)."""
+        order = torch.arange(x.shape[1], device=x.device)  # (T,)
+        visible = (order <= position[:, None])[:, None, None] if self.causal else None  # (B, 1, 1, T)
+        k, v = (self.heads_of(projection(x)) for projection in (self.k_proj, self.v_proj))
+        q = self.heads_of(self.q_proj(row_at(x, position)))  # (B, heads, 1, head_dim)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)  # (B, heads, 1, head_dim)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, 1, C)
+        return out
+
+    def heads_of(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        return x.view(batch, length, self.heads, width // self.heads).transpose(1, 2)  # (B, heads, T, head_dim)
 
     def value_path(self, x: Tensor) -> Tensor:
         """Each token by itself, as if it attended to nothing but itself."""
@@ -85,6 +96,12 @@ class Layer(nn.Module):
         out: Tensor = x + self.mlp(self.layer_norm2(x))
         return out
 
+    def at(self, x: Tensor, position: Tensor) -> Tensor:
+        """What `forward` gives at one position of each sequence, (B, T, C) and (B,) -> (B, C), for far less work."""
+        row = row_at(x, position) + self.self_attn.at(self.layer_norm1(x), position)  # (B, 1, C)
+        out: Tensor = (row + self.mlp(self.layer_norm2(row)))[:, 0]  # (B, C)
+        return out
+
     def value_path(self, x: Tensor) -> Tensor:
         """The layer without its attention: dense features that stay where they are (Zhou et al. 2022, MaskCLIP)."""
         x = x + self.self_attn.value_path(self.layer_norm1(x))
@@ -93,14 +110,14 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of layers, (B, T, C) -> (B, T, C)."""
+    """A stack of layers. The last one stands apart: of it, each branch of the model needs something else."""
 
     def __init__(self, config: TowerConfig, *, causal: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, causal=causal) for _ in range(config.num_hidden_layers))
 
-    def penultimate(self, x: Tensor) -> Tensor:
-        """All layers but the last, which the image and the region branch use in two different ways."""
+    def forward(self, x: Tensor) -> Tensor:
+        """All layers but the last, (B, T, C) -> (B, T, C)."""
         for layer in self.layers[:-1]:
             x = layer(x)
         return x
@@ -109,6 +126,7 @@ class Encoder(nn.Module):
     def last(self) -> Layer:
         return cast(Layer, self.layers[-1])
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(self.penultimate(x))
-        return out
+
+def row_at(x: Tensor, position: Tensor) -> Tensor:
+    """One row of each sequence, (B, T, C) and (B,) -> (B, 1, C)."""
+    return x[torch.arange(len(x), device=x.device), position][:, None]  # (B, 1, C)

@@ -54,11 +54,13 @@ class VisionTower(nn.Module):
 
     def tokens(self, pixel_values: Tensor) -> Tensor:
         """The hidden states before the last layer, (B, 1 + grid * grid, C)."""
-        return self.encoder.penultimate(self.pre_layrnorm(self.embeddings(pixel_values)))
+        out: Tensor = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
+        return out
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The class token after the last layer, (B, C)."""
-        out: Tensor = self.post_layernorm(self.encoder.last(tokens)[:, 0])  # (B, C)
+        first = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)  # (B,)
+        out: Tensor = self.post_layernorm(self.encoder.last.at(tokens, first))  # (B, C)
         return out
 
     def dense(self, tokens: Tensor) -> Tensor:
