@@ -363,6 +363,9 @@ def _unit(rows: NDArray[Any]) -> NDArray[Any]:
 def _norms(rows: NDArray[Any], block: int = 4096) -> NDArray[np.float64]:
     import numpy as np
 
+    if rows.flags.f_contiguous:  # stored as (D, K): sum over the slow axis, a block of it at a time
+        squares = sum(np.square(rows.T[i : i + 64], dtype=np.float64).sum(axis=0) for i in range(0, rows.shape[1], 64))
+        return np.asarray(np.sqrt(squares))
     blocks = [np.linalg.norm(rows[i : i + block].astype(np.float64), axis=1) for i in range(0, len(rows), block)]
     return np.concatenate(blocks)
 
