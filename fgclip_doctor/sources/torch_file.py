@@ -44,6 +44,9 @@ STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
+    "QInt8Storage": "int8",  # of quantised tensors, which stay stubs
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
 }
 ByteOrder = Literal["<", ">"]
 
@@ -119,6 +122,8 @@ class _Zip:
                 entries, end = archive.infolist(), archive.start_dir
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
             raise Unreadable(path, f"is a damaged or truncated zip archive: {error}") from error
+        if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+            raise Unreadable(path, "is a TorchScript archive, which is not read; save its state_dict instead")
         free = 0
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
             offset = self._check(entry, free, end)
@@ -156,8 +161,6 @@ class _Zip:
         if len(pickled) != 1:
             raise Unreadable(self.path, f"is a zip archive with {len(pickled) or 'no'} data.pkl, so not torch's")
         prefix = pickled[0].removesuffix("data.pkl")
-        if f"{prefix}constants.pkl" in self.entries:
-            raise Unreadable(self.path, "is a TorchScript archive, which is not read; save its state_dict instead")
         order = self._bytes(f"{prefix}byteorder", 16) if f"{prefix}byteorder" in self.entries else b"little"
 
         def storage(kind: str, key: str, count: int) -> _Storage:
@@ -194,7 +197,7 @@ def _stream(path: Path, descriptor: int) -> Any:
     order: ByteOrder = ">" if isinstance(system, dict) and system.get("little_endian") is False else "<"
     _, end = _Tensors(path, size, order, unplaced).load(data, start)
     keys, offset = pickles.load(data, str(path), start=end)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != {*counts}:
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(counts) != set(keys):
         raise Unreadable(path, "lists other storages than its tensors have")
     offsets: dict[str, int] = {}
     for key in keys:
@@ -227,6 +230,8 @@ class _Tensors:
             case ("storage", Stub(module="torch" | "torch.storage") as kind, str(name), _, int(count), *_):
                 if kind.name in STORAGES and 0 <= count < 1 << 60:
                     return self.storage(STORAGES[kind.name], name, count)
+            case ("module", Stub() as kind, *_):  # a class with its source code, in the older format
+                return kind
         return Stub("", "persistent", (key,), called=True)
 
     def finish(self, stub: Stub) -> Any:
