@@ -18,7 +18,8 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25) -> Iterator[Finding]:
     Why: with gradient accumulation a step is several forwards. A warmup of 50 steps that is compared with a counter of
     forwards is over after 50 / accumulation steps, when the features are still moving; the reverse comes too late.
     Evidence: what the model's counter counts (its value over the step), beside the warmup and its declared clock; a
-    bank that was in use before the step at which its warmup should end; a counter called steps that counts forwards.
+    bank that was in use before the step at which its warmup should end; a counter called steps that counts forwards,
+    beside a bank that was never used.
     Benign: a warmup whose clock is declared to be forwards, or that is a whole number of accumulations; a bank that is
     seen to wait for the right step, by its pointer or by the loss rising there; one that fills during its warmup.
     Fix: compare the warmup with the trainer's global_step, or multiply it by the accumulation, and name its clock.
@@ -54,6 +55,8 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25) -> Iterator[Finding]:
             f"the warmup is compared with {counter}, which counts forwards, and ends at step {warmup / accumulation:g}."
         )
     elif declared is None and not FORWARDS.search(counter):
+        if _used(run, last):  # the counter may be no more than a statistic
+            raise Missing("the bank is in use, but nothing shows since when")
         message = (
             f"{counter} counts forwards ({ratio:.3g} a step), so the bank's warmup of {warmup:g} steps ends at step "
             f"{warmup / accumulation:g}; {warmup:g} steps are {warmup * accumulation:g} forwards."

@@ -86,10 +86,15 @@ def test_a_bank_that_fills_during_its_warmup_is_quiet() -> None:
 
 @pytest.mark.parametrize(("rise", "expected"), [(1.4, 1), (1.6, 0)])
 def test_flips_where_the_loss_rises_at_the_end_of_the_warmup(rise: float, expected: int) -> None:
-    """The loss rises by 1.5 there: less than `rise` asked for, and nothing speaks for the bank."""
+    """The loss rises by 1.5 there: if less than `rise`, nothing speaks for the bank."""
     values = np.where(np.arange(1, 101) > 50, 3.0, 1.5) + np.tile([0.01, -0.01], 50)
-    case = made(saved(240, 1920, full=True), logged=[series("loss_region", values)])
+    case = made(saved(15, 120, full=True), saved(240, 1920, full=True), logged=[series("loss_region", values)])
     assert len(list(warmup_in_wrong_clock(case, rise=rise))) == 1 - expected
+
+
+def test_skipped_where_nothing_shows_since_when_the_bank_is_in_use() -> None:
+    with pytest.raises(Missing, match="since when"):
+        list(warmup_in_wrong_clock(made(saved(240, 1920, full=True))))
 
 
 def test_skipped_without_a_counter_or_an_accumulation() -> None:
