@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One named term of the loss. All but `weight` are scalar tensors; `loss` is not yet weighted."""
+    """One named term of the loss. Its tensors are scalars, and `loss` is not yet weighted."""
 
     loss: Tensor
+    anchors: int  # rows of the logits
     candidates: Tensor  # per anchor, the positive included; on average, where a mask makes them differ
     accuracy: Tensor  # share of the anchors whose positive has the largest logit
     margin: Tensor  # of the positive logit over the mean of its row, in nats
@@ -33,7 +34,7 @@ def info_nce(logits: Tensor, targets: Tensor, weight: float) -> Term:
     """
     if not len(logits):
         nothing = torch.zeros((), device=logits.device)
-        return Term(loss=logits.sum(), candidates=nothing, accuracy=nothing, margin=nothing, weight=weight)
+        return Term(loss=logits.sum(), anchors=0, candidates=nothing, accuracy=nothing, margin=nothing, weight=weight)
     loss = F.cross_entropy(logits, targets)
     with torch.no_grad():
         usable = logits > -torch.inf  # (anchors, candidates)
@@ -42,13 +43,21 @@ def info_nce(logits: Tensor, targets: Tensor, weight: float) -> Term:
         row_mean = logits.masked_fill(~usable, 0).sum(1) / candidates  # (anchors,)
         accuracy = (logits.argmax(1) == targets).float().mean()
         margin = (positive - row_mean).mean()
-    return Term(loss=loss, candidates=candidates.float().mean(), accuracy=accuracy, margin=margin, weight=weight)
+    return Term(
+        loss=loss,
+        anchors=len(logits),
+        candidates=candidates.float().mean(),
+        accuracy=accuracy,
+        margin=margin,
+        weight=weight,
+    )
 
 
 def mean_of(first: Term, second: Term) -> Term:
     """The mean of the two directions of a symmetric loss."""
     return Term(
         loss=(first.loss + second.loss) / 2,
+        anchors=first.anchors,
         candidates=(first.candidates + second.candidates) / 2,
         accuracy=(first.accuracy + second.accuracy) / 2,
         margin=(first.margin + second.margin) / 2,

@@ -68,7 +68,7 @@ def weights(model: FgclipModel) -> dict[str, Tensor]:
 
 
 def save(model: FgclipModel, directory: Path) -> None:
-    """Writes `config.json` and `model.safetensors`, which the original FG-CLIP code loads."""
+    """Writes `config.json` and `model.safetensors`, in the layout of FG-CLIP checkpoints."""
     model.config.save(directory / "config.json")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(model).items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -85,24 +85,25 @@ class Meter:
     """Means over the forward passes since the last log entry. They stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
 
     def add(self, loss: Tensor, terms: dict[str, Term]) -> None:
-        self.note("loss", loss)
+        self.note("loss", loss.detach())
         for name, term in terms.items():
-            self.note(f"loss_{name}", term.loss)
-            self.note(f"candidates_{name}", term.candidates)
-            self.note(f"accuracy_{name}", term.accuracy)
-            self.note(f"margin_{name}", term.margin)
+            self.note(f"anchors_{name}", term.anchors)
+            if term.anchors:  # a forward pass without a single region says nothing of the region loss
+                self.note(f"loss_{name}", term.loss.detach())
+                self.note(f"candidates_{name}", term.candidates)
+                self.note(f"accuracy_{name}", term.accuracy)
+                self.note(f"margin_{name}", term.margin)
 
-    def note(self, name: str, value: Tensor) -> None:
-        value = value.detach()
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+    def note(self, name: str, value: Tensor | float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        return {name: value.item() / self.counts[name] for name, value in self.sums.items()}
+        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
 
 
 def state_of(model: FgclipModel) -> dict[str, float]:

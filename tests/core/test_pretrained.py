@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPModel
 
 from fgclip_doctor.core import pretrained
 from fgclip_doctor.core.config import FgclipConfig, TextConfig, VisionConfig
@@ -183,3 +184,14 @@ def test_a_saved_model_with_its_bank_comes_back(tmp_path: Path) -> None:
     assert {"region_image_queue", "queue_ptr", "training_steps"} <= pretrained.read(tmp_path).keys()
     again = pretrained.load(tmp_path)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_transformers_reads_what_we_write(tmp_path: Path) -> None:
+    model = trained()
+    pretrained.save(model, tmp_path)
+    theirs = CLIPModel.from_pretrained(tmp_path)
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[68, 4, 9, 69, 69], [68, 1, 2, 3, 69]])
+    found = theirs(input_ids=ids, pixel_values=image)
+    assert torch.allclose(model.encode_image(image), found.image_embeds, rtol=0, atol=1e-5)
+    assert torch.allclose(model.encode_text(ids), found.text_embeds, rtol=0, atol=1e-5)

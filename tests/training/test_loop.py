@@ -73,6 +73,7 @@ def test_the_log_names_every_term_and_its_candidates(run: Path) -> None:
         assert {f"loss_{term}" for term in ("global", "global_short", "region", "hard")} <= entry.keys()
         assert entry["candidates_global"] == MICRO_BATCH
         assert entry["candidates_hard"] == 11
+        assert entry["anchors_region"] == entry["anchors_hard"] == 2 * MICRO_BATCH
         assert entry["loss"] == pytest.approx(
             entry["loss_global"] + entry["loss_global_short"] + 0.1 * entry["loss_region"] + 0.5 * entry["loss_hard"],
             rel=1e-5,
