@@ -82,8 +82,11 @@ def branch_runs(run: Run, role: str) -> bool:
         index = optimizer.index_of(run.roles.get(other, ""))
         return index is not None and not without_gradient(optimizer, index)
 
-    if role == "scale.global" or f"loss.{role.partition('.')[2]}" in run.roles:
+    if role == "scale.global":
         return True
+    if f"loss.{role.partition('.')[2]}" in run.roles:
+        index = optimizer.index_of(run.roles[role])  # zeros for a scale are also those of a loss with weight 0
+        return role.startswith("head.") or index is None or index not in optimizer.states
     if role == "scale.region":
         return learns("head.region") or run.has_role("bank.image_keys")
     if role == "head.region":

@@ -28,7 +28,7 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
     the model starts with those parts random: its features are no longer aligned.
     Evidence: values that are independent of each other, by the spread of row and column norms, kurtosis and the
     largest singular value, in all tensors of one kind or of one block, where most of the others are far from it; norm
-    gains and biases exactly at 1 and 0 where others moved. With --base: random where the base is not.
+    gains and biases exactly at 1 and 0 where others moved. With --base: random, and unlike the base or the donor.
     Benign: a model trained from scratch, or too little for its weights to show it; adapters; lookup tables; a new
     head that the planned learning rates can teach (at least half its standard deviation), unless it has a donor.
     Fix: print the missing and unexpected keys of load_state_dict; split fused in_proj weights; copy a branch head from
@@ -45,7 +45,7 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
     looks = {tensor.name: look for tensor in _matrices(run) if (look := randomness(tensor.values(), moved)) is not None}
     if not looks:
         raise Missing("no matrix is large enough, or has moved so little, that its start can be told")
-    found = dict.fromkeys(_by_base(run, looks), "where the base is not random")
+    found = dict.fromkeys(_by_base(run, looks), "unlike the weights that the run started from")
     count = len(looks)
     shaped = sum(look.structured for look in looks.values()) / count
     unclear = sum(not (look.structured or look.independent) for look in looks.values()) / count
@@ -92,18 +92,33 @@ def _zero(tensor: Tensor) -> bool:
 
 
 def _by_base(run: Run, looks: dict[str, Randomness]) -> Iterator[str]:
-    """Random where the base is not, and without any likeness to it."""
+    """Random, unlike the base, and further from it than the run can have come; or a branch head unlike its donor."""
+    if run.base is None:
+        return
+    alike = {name: _likeness(run.tensors[name], other) for name in looks if (other := run.base.tensors.get(name))}
+    if sum(one > 0.5 for one in alike.values()) < len(alike) / 2:
+        return  # another model, or one that was trained for long
+    for name, look in looks.items():
+        unrelated = 6 / run.tensors[name].size ** 0.5 + 0.02
+        if name in alike and look.independent and abs(alike[name]) < unrelated:
+            yield name
+    for role, head in run.heads():
+        elder = run.tensors.get(run.roles.get(ELDER.get(role, ""), ""))
+        if head.name in alike or head.name not in looks or elder is None or elder.shape != head.shape:
+            continue
+        look, unrelated = looks[head.name], 6 / head.size**0.5 + 0.02
+        if look.independent and abs(_likeness(head, elder)) < unrelated and _head_left(run, role, head.name, look.std):
+            yield head.name
+
+
+def _likeness(one: Tensor, other: Tensor) -> float:
+    """The cosine between two tensors of one shape; 0 for other shapes."""
     import numpy as np
 
-    for name, look in looks.items():
-        other = run.base.tensors.get(name) if run.base else None
-        if not look.independent or other is None or other.shape != run.tensors[name].shape:
-            continue
-        ours, theirs = run.tensors[name].values().ravel(), other.values().ravel()
-        likeness = float(ours @ theirs) / (float(np.linalg.norm(ours) * np.linalg.norm(theirs)) or 1.0)
-        before = randomness(other.values())
-        if before is not None and not before.independent and abs(likeness) < 6 / ours.size**0.5 + 0.02:
-            yield name
+    if one.shape != other.shape:
+        return 0.0
+    ours, theirs = one.values().ravel().astype(np.float64), other.values().ravel().astype(np.float64)
+    return float(ours @ theirs) / (float(np.linalg.norm(ours) * np.linalg.norm(theirs)) or 1.0)
 
 
 def _by_kind(run: Run, looks: dict[str, Randomness]) -> Iterator[str]:

@@ -93,3 +93,15 @@ def test_skipped_before_the_first_step_and_without_states() -> None:
     fresh = optimizer([group(0, [0])], [state(0, 0)], {0: "roi_projection.weight"})
     with pytest.raises(Missing, match="not made a step"):
         list(parameter_never_got_gradient(run(checkpoint(WEIGHTS, 0, optimizer=fresh), roles=ROLES)))
+
+
+@pytest.mark.parametrize(("zeros", "expected"), [(True, 0), (False, 1)], ids=["loss weight 0", "detached"])
+def test_a_scale_whose_logged_loss_has_no_weight_is_quiet(expected: int, *, zeros: bool) -> None:
+    """A loss with weight 0 leaves gradients of zero, a detached scale none at all."""
+    moments = [np.full((8, 4), 1e-8), np.zeros(())]
+    states = [state(index, 10, moment, moment) for index, moment in enumerate(moments) if index == 0 or zeros]
+    held = optimizer([group(0, [0, 1])], states, {0: "visual_projection.weight", 1: "logit_scale_hardneg"})
+    weights = {"visual_projection.weight": np.ones((8, 4)), "logit_scale_hardneg": np.array(2.0)}
+    roles = {"scale.hard": "logit_scale_hardneg", "loss.hard": "loss_hard"}
+    found = parameter_never_got_gradient(run(checkpoint(weights, optimizer=held), roles=roles))
+    assert len(list(found)) == expected

@@ -133,3 +133,20 @@ def test_a_new_head_flips_with_what_its_learning_rate_can_teach() -> None:
 def test_skipped_where_learning_rates_could_have_made_everything() -> None:
     with pytest.raises(Missing, match="can't tell pretrained"):
         found(tuned(pretrained(), lr=1e-3, steps=10_000))
+
+
+@pytest.mark.parametrize(("copied", "expected"), [(False, {"roi_projection.weight"}), (True, set())])
+def test_a_branch_head_unlike_its_donor_is_named_even_among_weights_that_look_random(
+    expected: set[str], *, copied: bool
+) -> None:
+    """A base so small that its own matrices show no structure, as test models are."""
+    base = {name: new(*one.shape) if one.ndim > 1 else one for name, one in pretrained().items() if "roi" not in name}
+    donor = base["visual_projection.weight"]
+    weights = {**base, "roi_projection.weight": donor + new(64, 64, std=1e-3) if copied else new(64, 64)}
+    assert found(tuned(weights, base=checkpoint(base))) == expected
+
+
+def test_a_base_of_another_model_proves_nothing() -> None:
+    base = {name: new(*one.shape) if one.ndim > 1 else one for name, one in pretrained().items()}
+    weights = {name: new(*one.shape) if one.ndim > 1 else one for name, one in base.items()}
+    assert not found(tuned(weights, base=checkpoint(base)))
