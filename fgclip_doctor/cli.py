@@ -36,7 +36,7 @@ class Format(StrEnum):
 
 def _fail(message: str) -> typer.Exit:
     """One clear line on stderr, and the exit code for what is not a finding."""
-    from fgclip_doctor.reports.inert import inert
+    from fgclip_doctor.inert import inert
 
     typer.echo(f"fgclip-doctor: {inert(message)}", err=True)
     return typer.Exit(2)
@@ -102,6 +102,21 @@ def audit(
         raise _fail(str(error)) from None
     _print(report, output_format, output, verbose)
     raise typer.Exit(report.exit_code(threshold))
+
+
+@app.command(epilog="Example:  fgclip-doctor demo --directory /tmp/demo")
+def demo(
+    directory: Annotated[Path, typer.Option("--directory", help="Where the runs are kept.")] = Path(
+        ".fgclip-doctor/demo"
+    ),
+) -> None:
+    """Train the case study's run in small, audit it, correct it, audit again: under three minutes on two cores."""
+    from rich.console import Console
+
+    from fgclip_doctor.demo import demo as run_demo
+
+    _, checks = _settings(None, None, None)
+    run_demo(directory, checks, Console())
 
 
 @app.command(epilog="Example:  fgclip-doctor rules --select FGD2")

@@ -6,18 +6,21 @@ Is the bank on, and is it used? Is every head trained? In which clock is the run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from math import log2
 
-from fgclip_doctor import bank
+from fgclip_doctor import bank, theory
 from fgclip_doctor.findings import Evidence
 from fgclip_doctor.run import Missing, Run, Tensor
+from fgclip_doctor.terms import terms
+
+RECENT = 0.25  # share of a log, at its end, that "now" is the mean of
 
 
 def observe(run: Run) -> tuple[list[Evidence], list[str]]:
     """The observations that the evidence allows, in reading order, and a line for each that crashed."""
     seen: list[Evidence] = []
     crashes: list[str] = []
-    looks: tuple[Callable[[Run], Iterable[Evidence]], ...] = (_bank_in_use, bank.observations, _trained, _clock)
-    for look in looks:
+    for look in LOOKS:
         try:
             seen.extend(look(run))
         except Missing:
@@ -84,3 +87,24 @@ def _clock(run: Run) -> Iterator[Evidence]:
         why=f"{count:,} forwards in {run.step:,} steps",
         source=str(run.role("clock.forwards").source),
     )
+
+
+def _losses(run: Run) -> Iterator[Evidence]:
+    """How much was learnt? ``ln N - loss`` bounds it from below (van den Oord et al. 2018), whatever the scale."""
+    for term in terms(run):
+        if isinstance(term, Missing):
+            continue
+        values = term.series.values[-max(1, int(RECENT * len(term.series.values))) :]
+        mean, chance = float(values.mean()), theory.chance_level(term.candidates)
+        bits = theory.learnt_bits(mean, null_level=chance, candidates=term.candidates)
+        yield Evidence(
+            name=f"bits learnt, by the {term.name} loss",
+            value=f"{max(bits, 0.0):.2f} of {log2(term.candidates):.2f}",
+            why=f"loss {mean:.3f} under ln N = {chance:.3f}; unaligned features at scale {term.scale:.4g} give "
+            f"{term.null.level:.3f}; candidates: {term.counted}",
+            source=str(term.series.source),
+            step=int(term.series.steps[-1]),
+        )
+
+
+LOOKS: tuple[Callable[[Run], Iterable[Evidence]], ...] = (_bank_in_use, bank.observations, _trained, _clock, _losses)

@@ -126,7 +126,7 @@ def test_bad_input_is_one_clear_line_with_its_path_and_exit_2(tmp_path: Path) ->
         code, out, err = run("audit", str(path))
         assert code == 2, case
         assert err.count("\n") == 1, f"{case}: {err!r}"
-        assert path.name.replace("\x1b", "\\u001b") in err, case
+        assert path.name.replace("\x1b", "\\x1b") in err, case
         assert "\x1b" not in out + err, case
         assert "Traceback" not in out + err, case
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from fgclip_doctor.diagnosis import Report
 from fgclip_doctor.findings import Evidence, Finding, Severity, Value
-from fgclip_doctor.reports.inert import inert
+from fgclip_doctor.inert import inert
 
 COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
 

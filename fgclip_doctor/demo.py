@@ -1,0 +1,84 @@
+"""``fgclip-doctor demo``: the run of the case study in small, audited; then corrected, and audited again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from fgclip_doctor.diagnosis import Report, diagnose
+from fgclip_doctor.findings import Evidence
+from fgclip_doctor.registry import Check
+from fgclip_doctor.reports.text import number, render_rich
+from fgclip_doctor.sources import load
+
+SIDE_BY_SIDE = 200  # columns: below, two reports beside each other can't be read
+
+
+def demo(directory: Path, checks: Sequence[Check], console: Console) -> None:
+    """Train both runs below `directory`, audit the last checkpoint of each, and print both reports and what changed."""
+    from fgclip_doctor.training import case_study  # torch: only for those who train
+
+    with _progress(console) as stage:
+        base = case_study.base(directory / "base", on_step=stage("pretraining a small CLIP"))
+        before = case_study.as_reported(base, directory / "as-reported", on_step=stage("the run as reported"))
+        after = case_study.corrected(base, directory / "corrected", on_step=stage("the corrected run"))
+    reports = [diagnose(load([checkpoint]), checks) for checkpoint in (before, after)]
+    console.print(side_by_side(*reports, width=console.width))
+    console.print(f"\nBoth runs are kept: try [bold]fgclip-doctor audit {directory}/as-reported[/]")
+
+
+def side_by_side(before: Report, after: Report, *, width: int) -> RenderableType:
+    """Both reports, and what changed between them."""
+    titled = [
+        Group(Text(title, "bold reverse"), render_rich(report))
+        for title, report in ((" as it was reported ", before), (" corrected ", after))
+    ]
+    wide = width >= SIDE_BY_SIDE
+    reports = Columns(titled, width=width // 2 - 2, padding=(0, 2)) if wide else Group(titled[0], "", titled[1])
+    return Group(reports, "", Text(" what changed ", "bold reverse"), what_changed(before, after))
+
+
+def what_changed(before: Report, after: Report) -> Table:
+    """One row for each thing that was measured or found in either."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("", "as it was reported", "corrected"):
+        table.add_column(heading, overflow="fold")
+    for name in dict.fromkeys(one.name for report in (before, after) for one in report.observations):
+        table.add_row(name, *(_observed(report.observations, name) for report in (before, after)))
+    for code in dict.fromkeys(finding.code for report in (before, after) for finding in report.findings):
+        name = next(finding.name for report in (before, after) for finding in report.findings if finding.code == code)
+        table.add_row(f"{code} {name}", *(_found(report, code) for report in (before, after)))
+    return table
+
+
+def _observed(observations: Sequence[Evidence], name: str) -> Text:
+    return Text(next((number(one.value) for one in observations if one.name == name), "-"))
+
+
+def _found(report: Report, code: str) -> Text:
+    for finding in report.findings:
+        if finding.code == code:
+            return Text(finding.severity, "red" if finding.severity == "error" else "yellow")
+    if code in report.passed:
+        return Text("passed", "green")
+    return Text("skipped", "dim")
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Yields a maker of bars: for a description, the callback (steps done, of how many) that moves its bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+
+        def stage(description: str) -> Callable[[int, int], None]:
+            task = progress.add_task(description, total=None)
+            return lambda done, steps: progress.update(task, completed=done, total=steps)
+
+        yield stage
