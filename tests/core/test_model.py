@@ -166,3 +166,31 @@ def test_a_batch_without_regions_still_trains() -> None:
     total(terms).backward()
     assert model.logit_scale.grad is not None
     assert math.isfinite(model.logit_scale.grad.item())
+
+
+def test_texts_that_stand_once_give_the_same_gradients() -> None:
+    """A batch that repeats and pads every text, as FG-CLIP's own collator does, is the same problem."""
+    model = FgclipModel(config("tiny")).train()
+    batch = collate([Scenes(6)[index] for index in range(6)], WordTokenizer())
+    uses = torch.cat([batch.short_index, batch.region_index, batch.hard_index.flatten()])
+    eos = model.config.text_config.eos_token_id
+    start, end = len(batch.short_index), len(batch.short_index) + len(batch.region_index)
+    repeated = replace(
+        batch,
+        text_ids=F.pad(batch.text_ids[uses], (0, 9), value=eos),
+        long_ids=F.pad(batch.long_ids, (0, 9), value=eos),
+        short_index=torch.arange(start),
+        region_index=torch.arange(start, end),
+        hard_index=torch.arange(end, len(uses)).view_as(batch.hard_index),
+    )
+    assert len(uses) > 1.2 * len(batch.text_ids)
+    gradients = []
+    for one in (batch, repeated):
+        model.zero_grad()
+        total(model(one, step=0)).backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        other = gradients[1][name]
+        assert other is not None
+        assert (gradient - other).norm() <= 1e-5 * gradient.norm() + 1e-6, name
