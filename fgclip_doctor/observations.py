@@ -36,7 +36,7 @@ def _bank_in_use(run: Run) -> Iterator[Evidence]:
     written = found.written
     looks = found.look(0, written) if written else []
     if found.enabled is False or written == 0:
-        state = "not yet" if not bank.warmup_over(run) else "never"
+        state = "never switched on" if bank.warmup_over(run) else "not switched on yet"
     elif any(one.verdict == "noise" for one in looks):
         state = "holds noise"
     elif written is None:
@@ -49,7 +49,7 @@ def _bank_in_use(run: Run) -> Iterator[Evidence]:
 
 
 def _trained(run: Run) -> Iterator[Evidence]:
-    """Are the global and the region projection both trained? Adam's second moment tells which ever had a gradient."""
+    """Are the global and the region projection both trained? Adam's second moment tells what a gradient has reached."""
     optimizer = run.optimizer
     parts = [*run.heads(), *((scale.role, scale.tensor) for scale in run.scales())]
     for role, tensor in parts:
@@ -61,13 +61,13 @@ def _trained(run: Run) -> Iterator[Evidence]:
         group = optimizer.group_of(index)
         moment = optimizer.states[index].exp_avg_sq if index in optimizer.states else None
         had_gradient = moment is not None and moment.statistics.maximum > 0
-        state = "yes" if had_gradient else "no: never had a gradient"
+        state = "yes" if had_gradient else "never"
         rms = f"gradient RMS {_rms(moment):.2g}, " if had_gradient and moment is not None else ""
         yield _part(role, tensor, state, f"{rms}learning rate {group.initial_lr:g}")
 
 
 def _part(role: str, tensor: Tensor, state: str, why: str) -> Evidence:
-    return Evidence(name=f"trained: {role}", value=state, why=why, source=str(tensor.source))
+    return Evidence(name=f"gradient reaches {role}", value=state, why=why, source=str(tensor.source))
 
 
 def _rms(moment: Tensor) -> float:

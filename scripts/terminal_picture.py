@@ -1,4 +1,4 @@
-"""Write the README's picture: what a terminal shows of the audit of a checkpoint. Usage: terminal_picture.py PATH SVG"""
+"""Write the README's picture: what a terminal shows of an audit. Usage: terminal_picture.py PATH SVG"""
 
 from __future__ import annotations
 

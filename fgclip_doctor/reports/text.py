@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -89,10 +90,11 @@ def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
         yield Text(
             "parts found: " + ", ".join(f"{role} {inert(name)}" for role, name in report.detected.items()), "dim"
         )
+    within = f"{report.subject}/"  # sources are shown from here on
     if report.observations:
-        yield Padding(_table(report.observations), (1, 0, 0, 0))
-    for finding in report.findings:
-        yield Padding(_panel(finding), (1, 0, 0, 0))
+        yield Padding(_table(report.observations, within if verbose else None), (1, 0, 0, 0))
+    for _, same in groupby(report.findings, key=lambda finding: (finding.code, finding.fix, finding.explained_by)):
+        yield Padding(_panel(tuple(same), within, verbose), (1, 0, 0, 0))
     yield ""
     for code, reason in report.crashed:
         yield Text(f"{code} crashed: {inert(reason)}", "red")
@@ -105,33 +107,44 @@ def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
             yield Text(f"{code} skipped: {inert(reason)}", "dim")
     style = "green" if report.passed and not report.findings and not report.crashed else "bold"
     yield Text(verdict(report), style)
-    if report.skipped and not verbose:
-        yield Text("--verbose lists what was skipped, and why", "dim")
+    folded = any(finding.explained_by for finding in report.findings)
+    if not verbose and (folded or report.skipped):
+        shows = ["the evidence of symptoms"] * folded + ["what was skipped, and why"] * bool(report.skipped)
+        yield Text(f"--verbose shows {' and '.join(shows)}", "dim")
 
 
-def _panel(finding: Finding) -> RenderableType:
-    colour = COLOUR[finding.severity]
-    body: list[RenderableType] = [Text(inert(finding.message)), _table(finding.evidence)]
-    if finding.explained_by:
-        body.insert(1, Text(f"A symptom: explained by {', '.join(finding.explained_by)}.", "italic"))
-    if finding.fix:
-        body.append(Text.assemble(("Fix: ", "bold"), inert(finding.fix)))
-    title = f"[bold {colour}]{finding.severity} {finding.code}[/] {escape(finding.name)}"
-    place = f"[dim]{escape(inert(finding.where))}[/]"
-    border = "dim" if finding.explained_by else colour
+def _panel(same: Sequence[Finding], within: str, verbose: bool) -> RenderableType:
+    """Findings of one rule with one fix. Symptoms are folded to their messages: mend their causes first."""
+    first = same[0]
+    colour = COLOUR[first.severity]
+    body: list[RenderableType] = [Text(inert(finding.message)) for finding in same]
+    if first.explained_by:
+        body.append(Text(f"A symptom: explained by {', '.join(first.explained_by)}.", "italic"))
+    if verbose or not first.explained_by:
+        body.append(_table([evidence for finding in same for evidence in finding.evidence], within))
+        if first.fix:
+            body.append(Text.assemble(("Fix: ", "bold"), inert(first.fix)))
+    title = f"[bold {colour}]{first.severity} {first.code}[/] {escape(first.name)}"
+    place = f"[dim]{escape(', '.join(inert(finding.where) for finding in same))}[/]"
+    border = "dim" if first.explained_by else colour
     return Panel(
         Group(*body), title=title, subtitle=place, title_align="left", subtitle_align="right", border_style=border
     )
 
 
-def _table(evidence: Sequence[Evidence]) -> Table:
+def _table(evidence: Sequence[Evidence], within: str | None) -> Table:
+    """Measured beside expected, and why; with `within`, also where it was read, unless that repeats."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("measured", ratio=2, overflow="fold")
+    table.add_column("measured", overflow="fold", max_width=32)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("expected", justify="right")
-    table.add_column("why, and where it was read", ratio=4, overflow="fold", style="dim")
+    table.add_column("expected", justify="right", max_width=24)
+    table.add_column("why, and where it was read" if within is not None else "why", overflow="fold", style="dim")
+    last = ""
     for one in evidence:
-        place = "; ".join(inert(text) for text in (one.why, one.source) if text)
+        place = [inert(one.why)] if one.why else []
+        if within is not None and one.source and one.source != last:
+            place.append(inert(one.source.replace(within, "")))
+            last = one.source
         expected = number(one.expected) if one.expected is not None else ""
-        table.add_row(Text(inert(one.name)), Text(number(one.value)), Text(expected), Text(place))
+        table.add_row(Text(inert(one.name)), Text(number(one.value)), Text(expected), Text("; ".join(place)))
     return table
