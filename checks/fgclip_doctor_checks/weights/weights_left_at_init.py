@@ -42,7 +42,8 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
     else:
         if run.base is None and not origin(run).pretrained:
             return
-    looks = {tensor.name: look for tensor in _matrices(run) if (look := randomness(tensor.values(), moved)) is not None}
+    looked = ((tensor.name, randomness(tensor.values(), moved)) for tensor in _matrices(run))
+    looks = {name: look for name, look in looked if look and not (look.independent and _feeds_zero(run, name))}
     if not looks:
         raise Missing("no matrix is large enough, or has moved so little, that its start can be told")
     found = dict.fromkeys(_by_base(run, looks), "unlike the weights that the run started from")
@@ -72,23 +73,22 @@ def _finding(tensor: Tensor, where: str, what: str, value: str, why: str) -> Fin
 
 
 def _matrices(run: Run) -> Iterator[Tensor]:
-    """What can be tested: no banks, no adapters (nor what feeds one that starts at zero), no wide lookup tables."""
+    """What can be tested: no banks, no adapters, no wide lookup tables."""
     played = {name for role, name in run.roles.items() if not role.startswith("head.")}
-    zero = {name.rpartition(".")[0].rpartition(".")[0] for name, one in run.tensors.items() if _zero(one)}
     for name, tensor in run.tensors.items():
-        parent = name.rpartition(".")[0].rpartition(".")[0]
         if len(tensor.shape) < 2 or tensor.dtype not in FLOATS or tensor.nbytes > LARGEST:
             continue
-        if name in played or ADAPTER.search(name) or (parent and parent in zero):
+        if name in played or ADAPTER.search(name):
             continue
         if not (TABLE.search(name) and tensor.statistics.std > 0.1):  # wide tables keep their start for ever
             yield tensor
 
 
-def _zero(tensor: Tensor) -> bool:
-    return (
-        len(tensor.shape) > 1 and tensor.dtype in FLOATS and tensor.statistics.maximum == tensor.statistics.minimum == 0
-    )
+def _feeds_zero(run: Run, name: str) -> bool:
+    """Whether a matrix beside this one is all zero: the two are an adapter that starts as nothing."""
+    module = name.rpartition(".")[0].rpartition(".")[0]
+    beside = [one for other, one in run.tensors.items() if module and other.startswith(f"{module}.")]
+    return any(len(one.shape) > 1 and one.dtype in FLOATS and one.statistics.norm == 0 for one in beside)
 
 
 def _by_base(run: Run, looks: dict[str, Randomness]) -> Iterator[str]:
