@@ -11,10 +11,11 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from fgclip_doctor.sources.files import Unreadable, open_regular
 CHUNK_BYTES = 512 << 10
 CHUNK_ELEMENTS = 128 << 10
 ROW = 8 << 10  # elements of one BLAS dot product: few enough that OpenBLAS stays on this thread
+MAX_AXES = 31  # numpy 1 allows 32, and the parts of complex numbers take one
+MAX_ELEMENTS = 1 << 58  # so that bytes stay below 2^63
 SIZES: dict[str, int] = {  # bytes of an element; the names are torch's, which are numpy's where numpy has the type
     "float64": 8,
     "float32": 4,
@@ -46,6 +49,14 @@ SIZES: dict[str, int] = {  # bytes of an element; the names are torch's, which a
     "complex64": 8,
     "complex128": 16,
 }
+
+
+def is_shape(lengths: Iterable[object]) -> bool:
+    """Whether numpy can make an array of that shape: whole numbers, few enough, whose product stays in range."""
+    known = list(islice(lengths, MAX_AXES + 1))
+    if len(known) > MAX_AXES or not all(type(length) is int and length >= 0 for length in known):
+        return False
+    return math.prod(length for length in known if isinstance(length, int) and length) < MAX_ELEMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,17 +388,21 @@ def _central_moments(chunk: NDArray[Any], low: float, high: float) -> tuple[floa
     """The mean, and the sums of the second, third and fourth powers of the deviations from it."""
     if low == high:
         return low, 0.0, 0.0, 0.0
-    count = chunk.size
-    about = float(chunk.dtype.type(chunk[::61].mean()))  # near the mean is near enough: it is corrected below
+    count, kind = chunk.size, chunk.dtype.type
+    sample = chunk[::509]
+    about = float(kind(sample.mean()))  # near the mean is near enough: it is corrected below
+    around = sample - kind(about)
+    if 16 * about * about * sample.size < float(around @ around):
+        about = 0.0  # as near, and a pass cheaper
     _, exponent = math.frexp(max(high - about, about - low))
     scale = math.ldexp(1.0, min(-exponent, 126)) if abs(exponent) > 24 else 1.0  # fourth powers must stay in range
-    if chunk.dtype == np.float32:
-        deviations, squares = _scratch.deviations[:count], _scratch.squares[:count]
+    if kind is np.float32:
+        buffer, squares = _scratch.deviations[:count], _scratch.squares[:count]
     else:
-        deviations, squares = np.empty_like(chunk), np.empty_like(chunk)
-    np.subtract(chunk, chunk.dtype.type(about), out=deviations)
+        buffer, squares = np.empty_like(chunk), np.empty_like(chunk)
+    deviations = np.subtract(chunk, kind(about), out=buffer) if about else chunk
     if scale != 1.0:
-        np.multiply(deviations, chunk.dtype.type(scale), out=deviations)
+        deviations = np.multiply(deviations, kind(scale), out=buffer)
     np.multiply(deviations, deviations, out=squares)
     first = _dot(deviations, np.ones(min(count, ROW), chunk.dtype)) / count
     second, third, fourth = _dot(deviations, deviations), _dot(squares, deviations), _dot(squares, squares)

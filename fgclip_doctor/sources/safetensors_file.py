@@ -14,7 +14,7 @@ from typing import Any
 
 from fgclip_doctor.run import Source, Tensor
 from fgclip_doctor.sources.files import Unreadable, open_regular, parse_json, read_at
-from fgclip_doctor.sources.measure import SIZES, Stored
+from fgclip_doctor.sources.measure import SIZES, Stored, is_shape
 
 HEADER_LIMIT = 16 << 20  # bytes: a hundred thousand tensors
 DTYPES = {
@@ -67,7 +67,7 @@ def _entries(path: Path, header: dict[str, Any], start: int, size: int) -> Itera
                 raise Unreadable(path, f"tensor {name!r} has no dtype, shape and offsets in the header")
         if dtype is None:
             raise Unreadable(path, f"tensor {name!r} has the unknown dtype {code!r}")
-        if not all(type(axis) is int and 0 <= axis < 1 << 63 for axis in shape) or len(shape) > 64:
+        if not is_shape(shape):
             raise Unreadable(path, f"tensor {name!r} has an impossible shape")
         if not 0 <= begin <= end <= size - start:
             raise Unreadable(path, f"tensor {name!r} lies outside the file, which may be truncated")

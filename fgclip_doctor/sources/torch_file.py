@@ -21,7 +21,7 @@ import numpy as np
 from fgclip_doctor.run import Source, Tensor
 from fgclip_doctor.sources import pickles
 from fgclip_doctor.sources.files import Unreadable, open_regular, read_at
-from fgclip_doctor.sources.measure import SIZES, Stored
+from fgclip_doctor.sources.measure import SIZES, Stored, is_shape
 from fgclip_doctor.sources.pickles import Malformed, Stub
 
 PICKLE_LIMIT = 64 << 20  # bytes; the structure of a checkpoint is a hundredth of that
@@ -267,8 +267,8 @@ class _Tensors:
 
     def tensor(self, storage: _Storage, dtype: str, view: list[Any]) -> Tensor:
         match view:
-            case [int(offset), tuple(shape), tuple(strides), *_] if len(shape) == len(strides) <= 64:
-                sound = all(type(number) is int and 0 <= number < 1 << 60 for number in (offset, *shape, *strides))
+            case [int(offset), tuple(shape), tuple(strides), *_] if len(shape) == len(strides):
+                sound = is_shape(shape) and is_shape([offset]) and all(is_shape([stride]) for stride in strides)
             case _:
                 sound = False
         if not sound:
@@ -309,7 +309,7 @@ def _numpy_value(stub: Stub) -> Any:
         case _:
             return stub
     kind = _numpy_dtype(dtype)
-    if kind is None or not all(type(length) is int and length >= 0 for length in shape) or len(shape) > 32:
+    if kind is None or not is_shape(shape):
         return stub
     if math.prod(shape) * kind.itemsize != len(content):
         raise Malformed("a numpy array of another size than its shape says")

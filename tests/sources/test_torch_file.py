@@ -310,6 +310,8 @@ def rebuild(offset: Any, shape: Any, stride: Any) -> bytes:
         (0, (2, 2), (5, 1)),
         (0, (2,), (1, 1)),
         (0, (1 << 62,), (0,)),
+        (0, (1 << 40, 1 << 40), (0, 0)),
+        (0, (1 << 40, 1 << 40, 0), (0, 0, 1)),
         (0, (1 << 40, 1 << 40), (1, 1)),
         (0, (3, 3), (1, 1)),  # more elements than the storage has, all within it
         (1 << 62, (1,), (1,)),
@@ -324,7 +326,8 @@ def rebuild(offset: Any, shape: Any, stride: Any) -> bytes:
 )
 def test_tensors_that_cannot_be(archive: Path, offset: Any, shape: Any, stride: Any) -> None:
     rewrite(archive, {"data.pkl": rebuild(offset, shape, stride)})
-    assert "is not sound" in refused(archive) or "is not a sound pickle" in refused(archive)
+    why = refused(archive)
+    assert "impossible offset, shape or stride" in why or "larger than its storage" in why
 
 
 def test_expanded_tensor_of_a_tebibyte_is_cheap(archive: Path) -> None:
