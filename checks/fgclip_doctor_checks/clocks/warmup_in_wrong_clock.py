@@ -12,7 +12,7 @@ FORWARDS = re.compile(r"forward|micro", re.IGNORECASE)
 
 
 @check("FGD401", "warmup-in-wrong-clock", Severity.WARNING)
-def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25) -> Iterator[Finding]:
+def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> Iterator[Finding]:
     """The memory bank's warmup is meant in one clock and compared with a counter of another.
 
     Why: with gradient accumulation a step is several forwards. A warmup of 50 steps that is compared with a counter of
@@ -20,8 +20,9 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25) -> Iterator[Finding]:
     Evidence: what the model's counter counts (its value over the step), beside the warmup and its declared clock; a
     bank that was in use before the step at which its warmup should end; a counter called steps that counts forwards,
     beside a bank that was never used.
-    Benign: a warmup whose clock is declared to be forwards, or that is a whole number of accumulations; a bank that is
-    seen to wait for the right step, by its pointer or by the loss rising there; one that fills during its warmup.
+    Benign: a warmup whose clock is declared to be forwards, or that makes sense in them: a whole number of
+    accumulations that lasts `soon` steps and half of the learning rate's warmup; a bank that is seen to wait for the
+    right step, by its pointer or by the loss rising there; one that fills during its warmup.
     Fix: compare the warmup with the trainer's global_step, or multiply it by the accumulation, and name its clock.
     Sources: transformers.TrainerState.global_step counts optimizer updates; Wang et al. 2020 (XBM's start iteration).
     """
@@ -45,7 +46,7 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25) -> Iterator[Finding]:
     elif (
         declared == "forward"
         or ratio < (1 + accumulation) / 2
-        or (declared is None and not _odd(run, warmup, accumulation))
+        or (declared is None and not _odd(run, warmup, accumulation, soon))
         or _waited(run, warmup, rise)
     ):
         return
@@ -123,9 +124,12 @@ def _waited(run: Run, warmup: float, rise: float) -> bool:
     return float(after.mean() - before.mean()) > max(rise, 4 * noise)
 
 
-def _odd(run: Run, warmup: float, accumulation: float) -> bool:
-    """Whether the warmup makes no sense in forwards: it ends inside an accumulation, or is the schedule's."""
-    steps = [run.number(name, 0.0) for name in ("warmup_steps", "max_steps")]
-    if any(isclose(warmup, accumulation * one) for one in steps if one):
+def _odd(run: Run, warmup: float, accumulation: float, soon: int) -> bool:
+    """Whether the warmup makes no sense in forwards: it ends inside an accumulation, within `soon` steps or half of the
+    learning rate's warmup, or it is the schedule's own number.
+    """
+    schedule, steps = run.number("warmup_steps", 0.0), run.number("max_steps", 0.0)
+    if any(isclose(warmup, accumulation * one) for one in (schedule, steps) if one):
         return False
-    return warmup % accumulation != 0 or isclose(warmup, steps[0])
+    ends = warmup / accumulation
+    return warmup % accumulation != 0 or isclose(warmup, schedule) or ends < max(soon, schedule / 2)

@@ -67,7 +67,15 @@ def test_what_is_declared_or_is_a_whole_number_of_accumulations_is_quiet(facts: 
 
 def test_the_number_of_the_schedule_is_meant_in_its_clock() -> None:
     assert list(warmup_in_wrong_clock(made(saved(240, 1920), bank_warmup=48, warmup_steps=48)))
-    assert not list(warmup_in_wrong_clock(made(saved(240, 1920), bank_warmup=48, warmup_steps=100)))
+    assert not list(warmup_in_wrong_clock(made(saved(240, 1920), bank_warmup=160, warmup_steps=40)))
+
+
+@pytest.mark.parametrize(("warmup", "schedule", "expected"), [(72, 0, 1), (80, 0, 0), (160, 41, 1), (160, 40, 0)])
+def test_flips_where_a_whole_number_of_accumulations_is_too_short_to_be_meant(
+    warmup: int, schedule: int, expected: int
+) -> None:
+    case = made(saved(240, 1920), bank_warmup=warmup, warmup_steps=schedule)
+    assert len(list(warmup_in_wrong_clock(case))) == expected
 
 
 def test_a_counter_of_forwards_by_name_beside_a_bank_that_waited_is_quiet() -> None:
