@@ -228,7 +228,9 @@ def randomness(matrix: NDArray[Any], moved: float = 0.0, *, sigmas: float = 8.0)
     """
     import numpy as np
 
-    values = np.asarray(matrix).reshape(matrix.shape[0], -1) if matrix.ndim else np.zeros((1, 1))
+    if matrix.ndim < 2 or matrix.size < 1024:
+        return None
+    values = matrix.reshape(matrix.shape[0], -1)
     values = _block(values.T if values.shape[0] > values.shape[1] else values)
     m, n = values.shape
     if m < 16 or m * n < 1024 or not np.isfinite(values).all():

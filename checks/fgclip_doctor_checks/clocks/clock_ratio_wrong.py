@@ -21,6 +21,8 @@ def clock_ratio_wrong(run: Run, *, tolerance: float = 0.02) -> Iterator[Finding]
     an epoch may be short).
     """
     accumulation = run.number("accumulation")
+    if not accumulation >= 1:
+        raise Missing(f"an accumulation of {accumulation:g} makes no sense")
     counter = run.roles.get("clock.forwards", "")
     seen = [
         (one.trainer_step if one.trainer_step is not None else one.step, count)
@@ -59,8 +61,8 @@ def clock_ratio_wrong(run: Run, *, tolerance: float = 0.02) -> Iterator[Finding]
 
 def _lowest(run: Run, accumulation: float) -> float:
     """The least forwards per step that short accumulations at the ends of epochs can explain."""
-    if {"dataset_size", "micro_batch"} <= run.facts.keys():
-        batches = ceil(run.number("dataset_size") / run.number("micro_batch") / run.number("world_size", 1.0))
+    if {"dataset_size", "micro_batch"} <= run.facts.keys() and run.number("micro_batch") > 0:
+        batches = ceil(run.number("dataset_size") / run.number("micro_batch") / max(run.number("world_size", 1.0), 1.0))
         return batches / ceil(batches / accumulation) if batches else 1.0
     if {"max_steps", "num_epochs"} <= run.facts.keys() and run.number("num_epochs") > 0:
         steps = run.number("max_steps") / run.number("num_epochs")

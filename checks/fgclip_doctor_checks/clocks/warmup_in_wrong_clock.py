@@ -32,7 +32,7 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
     counts = [(one, step, count) for one in run.checkpoints if (step := _step(one)) and (count := forwards(run, one))]
     if not counts:
         raise Missing("the model keeps no counter of its own, or the step isn't known")
-    if accumulation < 2 or not warmup:
+    if not accumulation >= 2 or not warmup > 0:
         return  # a step is a forward
     clock, counter = run.facts.get("bank_clock"), run.roles["clock.forwards"]
     declared = clock.value if clock else None

@@ -14,7 +14,7 @@ from fgclip_doctor.run import Tensor
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block
 BLOCK = re.compile(r"^(.*\.\d+)\.")
 CORE = re.compile(r"att|qkv|in_proj|out_proj|[qkv]_proj|mlp|fc|dense|ffn", re.IGNORECASE)
-TABLE = re.compile(r"embed", re.IGNORECASE)
+TABLE = re.compile(r"emb", re.IGNORECASE)
 FINAL = re.compile(r"(?:^|[._])(?:ln_final|ln_post|ln_pre|(?:final|post|pre)_?(?:layer_?)?norm|pre_layrnorm)")
 LARGEST = 1 << 28  # bytes of a tensor that is looked at
 ALONE = 16_384  # values of a matrix with no others of its kind that are enough to judge it
