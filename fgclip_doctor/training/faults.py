@@ -74,8 +74,12 @@ def bank_not_saved(model: FgclipModel, groups: list[Group]) -> None:
 
 @fault("warmup-in-forwards")
 def warmup_in_forwards(model: FgclipModel, groups: list[Group]) -> None:
-    """The bank's warmup is meant in optimizer steps and compared with a counter of forward passes."""
+    """The bank's warmup is meant in optimizer steps and compared with a counter of forward passes.
+
+    As where it was seen, nothing says what the warmup is counted in: the clock is gone from the configuration.
+    """
     bank_of(model).clock = "forward"
+    model.config = model.config.with_changes(memory_bank_clock=None)
 
 
 @fault("scale-from-scratch")
