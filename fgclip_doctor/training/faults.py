@@ -138,13 +138,13 @@ def pure_bf16(model: FgclipModel, groups: list[Group]) -> None:
 
 
 @fault("attention-left-at-init")
+@torch.no_grad()
 def attention_left_at_init(model: FgclipModel, groups: list[Group]) -> None:
-    """The queries, keys and values of both towers were skipped when the base was loaded."""
-    for module in model.modules():
-        for name in ("q_proj", "k_proj", "v_proj"):
-            if isinstance(projection := getattr(module, name, None), nn.Linear):
-                nn.init.normal_(projection.weight, std=0.02)
-                nn.init.zeros_(projection.bias)
+    """The queries, keys and values of both towers, which OpenAI fuses, were skipped by the loader of the base."""
+    fresh = FgclipModel(model.config).state_dict()
+    for name, parameter in model.named_parameters():
+        if any(f".{part}_proj." in name for part in "qkv"):
+            parameter.copy_(fresh[name])
 
 
 @fault("projection-transposed")
