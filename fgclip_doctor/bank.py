@@ -20,10 +20,10 @@ that it has, or its pairs agree by a cosine of 0.1 (with one modality alone: at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, log2, sqrt
+from math import log2, sqrt
 from typing import TYPE_CHECKING, Any, Literal
 
 from fgclip_doctor import theory
@@ -89,8 +89,7 @@ class Retrieval:
     rows: int
     image_to_text: float  # share of images whose own text comes first
     text_to_image: float
-    bits: float  # learnt bits at the model's scale, mean of the two directions, at most log2 of `rows`
-    information: float  # log2 of `rows` less the loss in bits at the scale that suits the pairs best; never under 0
+    bits: float  # log2 of `rows` less the loss in bits at the scale that suits the pairs best; never under 0
 
     @property
     def chance(self) -> float:
@@ -199,10 +198,11 @@ class Bank:
             verdict="encoded" if max(measured) > CRITICAL else verdict,
         )
 
-    def retrieval(self, scale: float) -> Retrieval:
-        """How well the written rows find their partners, and the learnt bits at `scale`; no data is needed for it.
+    def retrieval(self) -> Retrieval:
+        """How well the written rows find their partners, and the bits that they tell of them; no data is needed for it.
 
-        Ties share their point. Of a bank with more than `RETRIEVAL` rows, that many are taken, evenly spaced.
+        The bits are those at the scale that suits the pairs best, since the model's own may be wrong. Ties share their
+        point. Of a bank with more than `RETRIEVAL` rows, that many are taken, evenly spaced.
         """
         import numpy as np
 
@@ -216,11 +216,9 @@ class Bank:
             raise Missing("the bank holds fewer than two pairs")
         images, texts = (_unit(self.rows(name)[index]) for name in ROLES)
         forward, backward = _matching(images, texts), _matching(texts, images)
-        bits = scale * (forward.margin + backward.margin) / 2 / theory.LN2
         losses = [(one + other) / 2 for one, other in zip(forward.losses, backward.losses, strict=True)]
-        most = log2(len(index))
-        information = max(0.0, most - min(losses) / theory.LN2)
-        return Retrieval(len(index), forward.top1, backward.top1, min(bits, most), information)
+        bits = max(0.0, log2(len(index)) - min(losses) / theory.LN2)
+        return Retrieval(len(index), forward.top1, backward.top1, bits)
 
 
 def memory_bank(run: Run, checkpoint: Checkpoint | None = None) -> Bank:
@@ -281,49 +279,31 @@ def steps_done(run: Run) -> int:
         return int(count / run.number("accumulation", 32.0))
 
 
-def observations(run: Run) -> list[Evidence]:
+def observations(run: Run) -> Iterator[Evidence]:
     """What a report shows of the bank: its size, how far it is filled, and what its pairs say of the features."""
     bank = memory_bank(run)
-    source = bank.sources
-    seen = [
-        Evidence(name="bank size", value=bank.size, why=f"rows of width {bank.dimension} per modality", source=source),
-        Evidence(name="bank pointer", value=bank.pointer, why="the row that is written next", source=source),
-        Evidence(name="bank full", value=bank.full, why="the fill flag", source=source),
-        Evidence(name="bank rows written", value=bank.written, why="by the pointer and the flag", source=source),
-    ]
-    role = next((role for role in ("scale.region", "scale.global") if run.has_role(role)), None)
-    logit_scale = run.role(role).item() if role else None
-    found = bank.retrieval(exp(min(logit_scale, 20.0)) if logit_scale is not None else 0.0)
-    for direction, share in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
-        seen.append(
-            Evidence(
-                name=f"retrieval inside the bank, {direction}",
-                value=round(share, 4),
-                expected=f"over {found.chance:.4f}",
-                why=f"{found.rows} rows that were enqueued as pairs; chance is 1/{found.rows}",
-                source=source,
-            )
-        )
-    seen.append(
-        Evidence(
-            name="bits that the bank's pairs tell",
-            value=round(found.information, 2),
-            expected=f"up to {log2(found.rows):.2f}",
-            why="log2 of the rows less their loss in bits, at the scale that suits them best; 0 is chance",
-            source=source,
-        )
+    for name, value, why in (
+        ("bank size", bank.size, f"rows of width {bank.dimension} per modality"),
+        ("bank pointer", bank.pointer, "the row that is written next"),
+        ("bank full", bank.full, "the fill flag"),
+        ("bank rows written", bank.written, "by the pointer and the flag"),
+    ):
+        yield Evidence(name=name, value=value, why=why, source=bank.sources)
+    found = bank.retrieval()
+    by_luck = f"over {found.chance:.4f}"
+    shown: tuple[tuple[str, float, str, str], ...] = (
+        ("retrieval inside the bank, image to text", found.image_to_text, by_luck, "chance is one in"),
+        ("retrieval inside the bank, text to image", found.text_to_image, by_luck, "chance is one in"),
+        ("bits learnt, by the bank's pairs", found.bits, f"up to {log2(found.rows):.2f}", "at most the log2 of"),
     )
-    if logit_scale is not None:
-        seen.append(
-            Evidence(
-                name="bits learnt, by the bank's pairs",
-                value=round(found.bits, 2),
-                expected=f"up to {log2(found.rows):.2f}",
-                why=f"margin of the positive over its row at scale {exp(min(logit_scale, 20.0)):.4g}",
-                source=source,
-            )
+    for name, share, expected, why in shown:
+        yield Evidence(
+            name=name,
+            value=round(share, 4),
+            expected=expected,
+            why=f"{why} {found.rows} rows, which were enqueued as pairs",
+            source=bank.sources,
         )
-    return seen
 
 
 def has_power(rows: int, dimension: int, *, paired: bool) -> bool:
@@ -375,7 +355,6 @@ class _Matching:
     """One direction of the matching of pairs."""
 
     top1: float
-    margin: float  # of the positive over its row, in cosines
     losses: tuple[float, ...]  # InfoNCE at each of `SCALES`
 
 
@@ -383,7 +362,7 @@ def _matching(anchors: NDArray[Any], candidates: NDArray[Any], block: int = 512)
     """Matches `anchors` (K, D) with `candidates` (K, D), row i of one belonging to row i of the other."""
     import numpy as np
 
-    hits = margin = 0.0
+    hits = 0.0
     losses = np.zeros(len(SCALES))
     for start in range(0, len(anchors), block):
         cosines = anchors[start : start + block] @ candidates.T  # (block, K)
@@ -391,13 +370,12 @@ def _matching(anchors: NDArray[Any], candidates: NDArray[Any], block: int = 512)
         positive = np.take_along_axis(cosines, positives[:, None], axis=1)
         better = (cosines > positive + 1e-6).any(axis=1)
         hits += float(np.sum(~better / (np.abs(cosines - positive) <= 1e-6).sum(axis=1)))
-        margin += float(theory.margins(cosines, positives).sum())
         top = cosines.max(axis=1, keepdims=True)
         for i, scale in enumerate(SCALES):
             log_sum = np.log(np.exp(scale * (cosines - top)).sum(axis=1, dtype=np.float64))
             losses[i] += float((log_sum + scale * (top - positive)[:, 0]).sum())
     count = len(anchors)
-    return _Matching(hits / count, margin / count, tuple(losses / count))
+    return _Matching(hits / count, tuple(losses / count))
 
 
 def _width_first(run: Run, keys: Mapping[str, Tensor]) -> dict[str, bool]:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from fgclip_doctor.diagnosis import Report, diagnose
-from fgclip_doctor.findings import Evidence
+from fgclip_doctor.findings import Evidence, Finding
+from fgclip_doctor.inert import inert
 from fgclip_doctor.registry import Check
 from fgclip_doctor.reports.text import number, render_rich
 from fgclip_doctor.sources import load
@@ -27,11 +29,24 @@ def demo(directory: Path, checks: Sequence[Check], console: Console) -> None:
 
     with _progress(console) as stage:
         base = case_study.base(directory / "base", on_step=stage("pretraining a small CLIP"))
-        before = case_study.as_reported(base, directory / "as-reported", on_step=stage("the run as reported"))
+        before = case_study.as_reported(base, directory / "as-reported", on_step=stage("the run as it was reported"))
         after = case_study.corrected(base, directory / "corrected", on_step=stage("the corrected run"))
-    reports = [diagnose(load([checkpoint]), checks) for checkpoint in (before, after)]
+    reports = [diagnose(load([_last_checkpoint(run)]), checks) for run in (before, after)]
     console.print(side_by_side(*reports, width=console.width))
-    console.print(f"\nBoth runs are kept: try [bold]fgclip-doctor audit {directory}/as-reported[/]")
+    with_base = diagnose(load([_last_checkpoint(before)], base=_last_checkpoint(base)), checks)
+    console.print("", Text(" what --base adds: the weights that the run as reported started from ", "bold reverse"))
+    console.print(
+        *(f"[bold]{one.code} {one.name}[/] {escape(inert(one.message))}" for one in added(reports[0], with_base))
+    )
+    console.print(
+        f"\nThe runs are kept: try [bold]fgclip-doctor audit {escape(str(before))} --base {escape(str(base))}[/]"
+    )
+
+
+def added(report: Report, fuller: Report) -> list[Finding]:
+    """The findings of `fuller` by rules that found nothing in `report`."""
+    known = {finding.code for finding in report.findings}
+    return [finding for finding in fuller.findings if finding.code not in known]
 
 
 def side_by_side(before: Report, after: Report, *, width: int) -> RenderableType:
@@ -69,6 +84,10 @@ def _found(report: Report, code: str) -> Text:
     if code in report.passed:
         return Text("passed", "green")
     return Text("skipped", "dim")
+
+
+def _last_checkpoint(run: Path) -> Path:
+    return max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 @contextmanager

@@ -22,7 +22,8 @@ def observe(run: Run) -> tuple[list[Evidence], list[str]]:
     crashes: list[str] = []
     for look in LOOKS:
         try:
-            seen.extend(look(run))
+            for one in look(run):
+                seen.append(one)  # one by one: what came before something that is missing stays
         except Missing:
             continue  # nothing to observe: the checks that need it say what is missing
         except Exception as error:  # noqa: BLE001 - an observation must not take the findings with it

@@ -10,23 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fgclip_doctor.inert import inert
+from fgclip_doctor.run import Missing
+
 JSON_LIMIT = 64 << 20  # bytes; a trainer_state.json of a million log lines is about this long
 JSON_VALUES = 4_000_000  # each takes up to a hundred bytes once it is read
 REASON_LIMIT = 300  # characters of a reason that are shown
 
 
-class Unreadable(Exception):  # noqa: N818 - says what is wrong with a file, as `Missing` says what is missing
-    """A file can't be read, or not as what it claims to be. The message is one line: the path, then why."""
+class Unreadable(Missing):
+    """A file can't be read, or not as what it claims to be. The message is one line: the path, then why.
+
+    A check that comes upon one, in a file that was cut or replaced since its structure was read, is skipped with it.
+    """
 
     def __init__(self, path: str | os.PathLike[str], why: str) -> None:
         self.path = os.fspath(path)
-        self.why = printable(why)[:REASON_LIMIT]
-        super().__init__(f"{printable(self.path)}: {self.why}")
-
-
-def printable(text: str) -> str:
-    """`text` on one line with every control, bidi and undecodable character escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+        self.why = inert(why)[:REASON_LIMIT]
+        super().__init__(f"{inert(self.path)}: {self.why}")
 
 
 @contextmanager
