@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.columns import Columns
@@ -15,7 +16,6 @@ from rich.text import Text
 
 from fgclip_doctor.diagnosis import Report, diagnose
 from fgclip_doctor.findings import Evidence, Finding
-from fgclip_doctor.inert import inert
 from fgclip_doctor.registry import Check
 from fgclip_doctor.reports.text import number, render_rich
 from fgclip_doctor.sources import load
@@ -35,18 +35,15 @@ def demo(directory: Path, checks: Sequence[Check], console: Console) -> None:
     console.print(side_by_side(*reports, width=console.width))
     with_base = diagnose(load([_last_checkpoint(before)], base=_last_checkpoint(base)), checks)
     console.print("", Text(" what --base adds: the weights that the run as reported started from ", "bold reverse"))
-    console.print(
-        *(f"[bold]{one.code} {one.name}[/] {escape(inert(one.message))}" for one in added(reports[0], with_base))
-    )
-    console.print(
-        f"\nThe runs are kept: try [bold]fgclip-doctor audit {escape(str(before))} --base {escape(str(base))}[/]"
-    )
+    console.print(render_rich(replace(with_base, findings=added(reports[0], with_base), detected={}, observations=())))
+    again = f"fgclip-doctor audit {escape(str(before))} --base {escape(str(base))}"
+    console.print(f"\nThe runs are kept: try [bold]{again}[/]")
 
 
-def added(report: Report, fuller: Report) -> list[Finding]:
+def added(report: Report, fuller: Report) -> tuple[Finding, ...]:
     """The findings of `fuller` by rules that found nothing in `report`."""
     known = {finding.code for finding in report.findings}
-    return [finding for finding in fuller.findings if finding.code not in known]
+    return tuple(finding for finding in fuller.findings if finding.code not in known)
 
 
 def side_by_side(before: Report, after: Report, *, width: int) -> RenderableType:

@@ -101,8 +101,8 @@ def _losses(run: Run) -> Iterator[Evidence]:
         yield Evidence(
             name=f"bits learnt, by the {term.name} loss",
             value=f"{max(bits, 0.0):.2f} of {log2(term.candidates):.2f}",
-            why=f"loss {mean:.3f} under ln N = {chance:.3f}; unaligned features at scale {term.scale:.4g} give "
-            f"{term.null.level:.3f}; candidates: {term.counted}",
+            why=f"loss {mean:.3f} with {term.candidates:.4g} candidates, ln N = {chance:.3f}; unaligned features at "
+            f"scale {term.scale:.4g} give {term.null.level:.3f}",
             source=str(term.series.source),
             step=int(term.series.steps[-1]),
         )
