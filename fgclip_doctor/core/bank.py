@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fgclip_doctor.core.ranks import gathered, row_counts
+
 
 def caption_ids(ids: Tensor, eos_token_id: int) -> Tensor:
     """A 64-bit fingerprint of each text, (B, T) -> (B,), that does not depend on its padding."""
@@ -62,7 +64,14 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, image_features: Tensor, text_features: Tensor, captions: Tensor) -> None:
-        """Writes unit features (R, D) over the oldest rows, around the end of the ring."""
+        """Writes the unit features (R, D) of every rank over the oldest rows, around the end of the ring.
+
+        So every rank holds the same bank, the one that a single process with the joined batch would hold.
+        """
+        counts = row_counts(len(captions))
+        image_features, text_features, captions = (
+            gathered(rows, counts) for rows in (image_features, text_features, captions)
+        )
         image_features, text_features, captions = (x[-self.size :] for x in (image_features, text_features, captions))
         count = len(captions)
         at = (self.queue_ptr + torch.arange(count, device=captions.device)) % self.size  # (R,)
