@@ -46,19 +46,12 @@ class Term:
 
     def null_at(self, *, candidates: float | None = None, scale: float | None = None) -> theory.Null:
         """The null at other candidates or another scale; between two whole numbers of candidates, the mean of both."""
-        count = self.candidates if candidates is None else candidates
-        anchors = max(1, min(floor(self.anchors), floor(count)))
-        low, high = (
-            theory.null(
-                anchors=anchors,
-                candidates=whole,
-                scale=self.scale if scale is None else scale,
-                dimension=self.dimension,
-            )
-            for whole in (floor(count), ceil(count))
+        return null_of(
+            anchors=self.anchors,
+            candidates=self.candidates if candidates is None else candidates,
+            scale=self.scale if scale is None else scale,
+            dimension=self.dimension,
         )
-        share = count - floor(count)
-        return theory.Null((1 - share) * low.level + share * high.level, (1 - share) * low.noise + share * high.noise)
 
     def null_with_level(self, level: float) -> theory.Null | None:
         """The null of features in a narrow cone, whose cosines differ less (or, in few directions, more) than evenly
@@ -71,6 +64,18 @@ class Term:
             middle = (low + high) / 2
             low, high = (middle, high) if self.null_at(scale=middle).level < level else (low, middle)
         return self.null_at(scale=high)
+
+
+def null_of(*, anchors: float, candidates: float, scale: float, dimension: int) -> theory.Null:
+    """The null of one forward with so many anchors and candidates on average: between two whole numbers, their mean."""
+    low, high = (
+        theory.null(
+            anchors=max(1, min(floor(anchors), floor(candidates))), candidates=whole, scale=scale, dimension=dimension
+        )
+        for whole in (floor(candidates), ceil(candidates))
+    )
+    share = candidates - floor(candidates)
+    return theory.Null((1 - share) * low.level + share * high.level, (1 - share) * low.noise + share * high.noise)
 
 
 def terms(run: Run) -> Iterator[Term | Missing]:
@@ -151,7 +156,7 @@ def _term(run: Run, name: str) -> Term:
             )
     if anchors < 1 or candidates < 2:
         raise Missing(f"the {name} loss has fewer than two candidates")
-    scale, source = _scale(run, name)
+    scale, source = scale_of(run, name)
     every = min((b - a for a, b in pairwise(sorted(set(series.steps.tolist())))), default=1)
     return Term(
         name=name,
@@ -163,7 +168,7 @@ def _term(run: Run, name: str) -> Term:
         counted=how,
         scale=scale,
         scale_source=source,
-        dimension=_dimension(run),
+        dimension=dimension_of(run),
         accumulation=int(every * run.number("accumulation", 1.0) * run.number("world_size", 1.0)),
     )
 
@@ -194,7 +199,7 @@ def _last_stretch(log: Series) -> tuple[float | None, float, int]:
     return float(np.median(values[:start])), float(values[start:].mean()), int(log.steps[start])
 
 
-def _scale(run: Run, name: str) -> tuple[float, str]:
+def scale_of(run: Run, name: str) -> tuple[float, str]:
     """exp(logit_scale) of a term: stated, as last logged, or as saved."""
     if "scale" in run.facts:
         return run.number("scale"), str(run.facts["scale"].source)
@@ -215,7 +220,8 @@ def _scale(run: Run, name: str) -> tuple[float, str]:
     return (exp(value) if value <= log(1000.0) else value), source
 
 
-def _dimension(run: Run) -> int:
+def dimension_of(run: Run) -> int:
+    """The width of the shared embedding: stated, or that of the heads or the bank."""
     if "dimension" in run.facts:
         return int(run.number("dimension"))
     if not run.checkpoints:
