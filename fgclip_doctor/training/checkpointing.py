@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from fgclip_doctor.core import pretrained
 from fgclip_doctor.core.model import FgclipModel
+from fgclip_doctor.core.ranks import rank, world_size
 from fgclip_doctor.training.settings import TrainConfig
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -45,17 +47,22 @@ def save(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     progress: Progress,
 ) -> Path:
-    """Writes `output_dir/checkpoint-N`, which appears whole or not at all."""
+    """Writes `output_dir/checkpoint-N`, which appears whole or not at all. All ranks call it, and the first writes."""
     directory = config.output_dir / f"checkpoint-{progress.step}"
+    states = random_states_of_ranks()
+    if rank() > 0:
+        return directory
     partial = config.output_dir / f".{directory.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     pretrained.save(model, partial)
     torch.save(optimizer.state_dict(), partial / "optimizer.pt")
     torch.save(scheduler.state_dict(), partial / "scheduler.pt")
-    torch.save(random_states(), partial / "rng_state.pth")
+    for number, state in enumerate(states):
+        torch.save(state, partial / rng_name(number))
     write_json(partial / "trainer_state.json", trainer_state(config, progress))
-    torch.save(config.to_training_args(), partial / "training_args.bin")  # a dict: nobody has to trust a pickle for it
+    arguments = config.to_training_args(world_size())  # a dict: nobody has to trust a pickle for it
+    torch.save(arguments, partial / "training_args.bin")
     if directory.exists():
         shutil.rmtree(directory)
     partial.rename(directory)
@@ -69,14 +76,16 @@ def restore(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> Progress:
     """Takes up a run where a checkpoint left it, bank and random states included."""
+    if (saved := len(list(directory.glob("rng_state*.pth")))) != world_size():
+        raise ValueError(f"{directory}: {saved} ranks saved it, and {world_size()} can't take it up exactly")
     pretrained.restore(model, directory)
-    states = {
-        name: torch.load(directory / name, map_location="cpu", weights_only=True)
-        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
-    }
-    optimizer.load_state_dict(states["optimizer.pt"])
-    scheduler.load_state_dict(states["scheduler.pt"])
-    set_random_states(states["rng_state.pth"])
+    optimizer_state, scheduler_state, random_state = (
+        torch.load(directory / name, map_location="cpu", weights_only=True)
+        for name in ("optimizer.pt", "scheduler.pt", rng_name(rank()))
+    )
+    optimizer.load_state_dict(optimizer_state)
+    scheduler.load_state_dict(scheduler_state)
+    set_random_states(random_state)
     state = json.loads((directory / "trainer_state.json").read_text(encoding="utf-8"))
     return Progress(step=state["global_step"], log_history=state["log_history"])
 
@@ -86,6 +95,20 @@ def random_states() -> dict[str, Any]:
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
+
+
+def random_states_of_ranks() -> list[dict[str, Any]]:
+    """Those of all ranks on each of them, so that one rank writes all files."""
+    if world_size() == 1:
+        return [random_states()]
+    states: list[dict[str, Any]] = [{}] * world_size()
+    distributed.all_gather_object(states, random_states())
+    return states
+
+
+def rng_name(number: int) -> str:
+    """The file for the random states of a rank, as the Trainer names it."""
+    return "rng_state.pth" if world_size() == 1 else f"rng_state_{number}.pth"
 
 
 def set_random_states(states: dict[str, Any]) -> None:
@@ -101,7 +124,7 @@ def trainer_state(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         "best_global_step": None,
         "best_metric": None,
         "best_model_checkpoint": None,
-        "epoch": config.epoch(progress.step),
+        "epoch": config.epoch(progress.step, world_size()),
         "eval_steps": None,
         "global_step": progress.step,
         "is_hyper_param_search": False,
@@ -111,7 +134,7 @@ def trainer_state(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         "logging_steps": config.logging_steps,
         "max_steps": config.max_steps,
         "num_input_tokens_seen": 0,
-        "num_train_epochs": math.ceil(config.epoch(config.max_steps)),
+        "num_train_epochs": math.ceil(config.epoch(config.max_steps, world_size())),
         "save_steps": config.save_steps,
         "stateful_callbacks": {},
         "total_flos": 0.0,

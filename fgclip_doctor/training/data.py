@@ -90,18 +90,22 @@ def padded(texts: Sequence[Sequence[int]], eos_token_id: int) -> Tensor:
     return ids
 
 
-def micro_batches(dataset: Dataset, tokenizer: Tokenizer, *, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+def micro_batches(
+    dataset: Dataset, tokenizer: Tokenizer, *, size: int, seed: int, start: int = 0, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
     """Shuffled micro-batches without end, beginning with number `start`; every epoch has its own order.
 
-    The order depends on nothing but the seed, so a resumed run goes on where it stopped.
+    The order depends on nothing but the seed, so a resumed run goes on where it stopped. Those of all ranks, one after
+    another, are the micro-batch of a single process with as many times the size.
     """
-    per_epoch = len(dataset) // size
+    per_epoch = len(dataset) // (size * ranks)
     if not per_epoch:
-        raise ValueError(f"{len(dataset)} samples do not make a micro-batch of {size}")
+        raise ValueError(f"{len(dataset)} samples do not make a micro-batch of {size * ranks}")
     epoch, first = divmod(start, per_epoch)
     while True:
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
         for batch in range(first, per_epoch):
-            chosen = order[batch * size : (batch + 1) * size]
+            first_sample = (batch * ranks + rank) * size
+            chosen = order[first_sample : first_sample + size]
             yield collate([dataset[index] for index in chosen], tokenizer)
         epoch, first = epoch + 1, 0

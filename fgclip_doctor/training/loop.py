@@ -12,9 +12,11 @@ from torch import Tensor
 from fgclip_doctor.core import pretrained
 from fgclip_doctor.core.losses import Term, total
 from fgclip_doctor.core.model import FgclipModel
+from fgclip_doctor.core.ranks import rank, world_size
 from fgclip_doctor.training import checkpointing
 from fgclip_doctor.training.checkpointing import Progress
 from fgclip_doctor.training.data import micro_batches
+from fgclip_doctor.training.distributed import averaged, exchange, replicated, torchrun
 from fgclip_doctor.training.faults import plant
 from fgclip_doctor.training.optim import build_optimizer, build_scheduler, named_parameters, parameter_groups
 from fgclip_doctor.training.settings import TrainConfig
@@ -23,8 +25,12 @@ from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
 OnStep = Callable[[dict[str, float]], None]
 
 
+@torchrun()
 def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
-    """Trains to `max_steps` and returns the run's directory. `on_step` gets every entry of the log as it is made."""
+    """Trains to `max_steps` and returns the run's directory. `on_step` gets every entry of the log as it is made.
+
+    Under `torchrun` the samples of a step are split among the ranks, and the first rank alone logs and saves.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     model = build_model(config).to(device).train()
@@ -43,16 +49,20 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
         size=config.micro_batch,
         seed=config.seed,
         start=progress.step * config.accumulation,
+        rank=rank(),
+        ranks=world_size(),
     )
+    parallel = replicated(model, find_unused=bool(config.faults))  # a fault may cut parameters off
 
     meter = Meter()
     while progress.step < config.max_steps:
-        for _ in range(config.accumulation):
+        for number in range(config.accumulation):
             batch = next(batches)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                terms = model(batch.to(device), step=progress.step)
-            loss = total(terms)
-            torch.autograd.backward(loss / config.accumulation)
+            with exchange(parallel, now=number == config.accumulation - 1):
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    terms = parallel(batch.to(device), step=progress.step)
+                loss = total(terms)
+                torch.autograd.backward(loss / config.accumulation)
             meter.add(loss, terms)
         grad_norm = torch.nn.utils.clip_grad_norm_(clipped, config.max_grad_norm or math.inf)
         rate = float(scheduler.get_last_lr()[0])  # that of the step to come, as the Trainer logs it
@@ -63,10 +73,10 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
         progress.step += 1
 
         if progress.step % config.logging_steps == 0 or progress.step == config.max_steps:
-            entry = {"step": progress.step, "epoch": config.epoch(progress.step), **meter.means()}
+            entry = {"step": progress.step, "epoch": config.epoch(progress.step, world_size()), **meter.means()}
             entry |= {"learning_rate": rate, "grad_norm": grad_norm.item(), **state_of(model)}
             progress.log_history.append(entry)
-            if on_step is not None:
+            if on_step is not None and rank() == 0:
                 on_step(entry)
             meter = Meter()
         if progress.step % config.save_steps == 0 or progress.step == config.max_steps:
@@ -82,7 +92,7 @@ def build_model(config: TrainConfig) -> FgclipModel:
 
 
 class Meter:
-    """Means over the forward passes since the last log entry. They stay on the device until they are read."""
+    """Means over the forward passes and ranks since the last log entry. They stay on the device until they are read."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
@@ -103,7 +113,7 @@ class Meter:
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        return averaged({name: float(value) / self.counts[name] for name, value in self.sums.items()})
 
 
 def state_of(model: FgclipModel) -> dict[str, float]:

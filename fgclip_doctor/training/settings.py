@@ -23,7 +23,7 @@ class TrainConfig:
     resume: bool = False  # from the latest checkpoint in output_dir
 
     max_steps: int = 300
-    micro_batch: int = 16
+    micro_batch: int = 16  # per rank
     accumulation: int = 1
     scenes: int = 4096
     regions_per_scene: float = 2.0
@@ -45,11 +45,11 @@ class TrainConfig:
     save_steps: int = 100
     faults: tuple[str, ...] = ()  # names of `fgclip_doctor.training.faults.FAULTS`, planted on purpose
 
-    def epoch(self, step: int) -> float:
-        """Passes over the data after `step` optimizer steps; what does not fill a micro-batch is left out."""
-        return step * self.accumulation / (self.scenes // self.micro_batch)
+    def epoch(self, step: int, ranks: int) -> float:
+        """Passes over the data after `step` optimizer steps; what does not fill all micro-batches is left out."""
+        return step * self.accumulation / (self.scenes // (self.micro_batch * ranks))
 
-    def to_training_args(self) -> dict[str, Any]:
+    def to_training_args(self, ranks: int) -> dict[str, Any]:
         """The settings under the names of Hugging Face's `TrainingArguments`, where it has one."""
         return {
             "output_dir": str(self.output_dir),
@@ -74,5 +74,5 @@ class TrainConfig:
             "seed": self.seed,
             "dataset_size": self.scenes,
             "regions_per_sample": self.regions_per_scene,
-            "world_size": 1,
+            "world_size": ranks,
         }
