@@ -58,7 +58,7 @@ class WordTokenizer:
     def __init__(self) -> None:
         self.ids = {word: number for number, word in enumerate(WORDS)}
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, long: bool = False) -> list[int]:
         return [self.bos_token_id, *(self.ids[word] for word in text.split()), self.eos_token_id]
 
 
