@@ -41,7 +41,7 @@ def test_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the path of a socket may not be long
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
-        with pytest.raises(Unreadable, match="^socket: "), open_regular(Path("socket")):
+        with pytest.raises(Unreadable, match=r"^socket: "), open_regular(Path("socket")):
             pass
 
 
