@@ -40,6 +40,12 @@ def latest(directory: Path) -> Path:
     return max(found)[1]
 
 
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps done at a checkpoint."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["global_step"])
+
+
 def save(
     config: TrainConfig,
     model: FgclipModel,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,21 +13,25 @@ from fgclip_doctor.core import pretrained
 from fgclip_doctor.core.losses import Term, total
 from fgclip_doctor.core.model import FgclipModel
 from fgclip_doctor.core.ranks import rank, world_size
+from fgclip_doctor.theory import LN2
 from fgclip_doctor.training import checkpointing
 from fgclip_doctor.training.checkpointing import Progress
 from fgclip_doctor.training.data import micro_batches
 from fgclip_doctor.training.distributed import averaged, exchange, replicated, torchrun
 from fgclip_doctor.training.faults import plant
-from fgclip_doctor.training.optim import build_optimizer, build_scheduler, named_parameters, parameter_groups
+from fgclip_doctor.training.optim import Group, build_optimizer, build_scheduler, named_parameters, parameter_groups
 from fgclip_doctor.training.settings import TrainConfig
 from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
 
+OnStart = Callable[[FgclipModel, list[Group]], None]
 OnStep = Callable[[dict[str, float]], None]
 
 
 @torchrun()
-def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
-    """Trains to `max_steps` and returns the run's directory. `on_step` gets every entry of the log as it is made.
+def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnStep | None = None) -> Path:
+    """Trains to `max_steps` and returns the run's directory.
+
+    `on_start` gets what will be trained, just before it is, and `on_step` every entry of the log as it is made.
 
     Under `torchrun` the samples of a step are split among the ranks, and the first rank alone logs and saves.
     """
@@ -54,6 +58,8 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
     )
     parallel = replicated(model, find_unused=bool(config.faults))  # a fault may cut parameters off
 
+    if on_start is not None and rank() == 0:
+        on_start(model, groups)
     meter = Meter()
     while progress.step < config.max_steps:
         for number in range(config.accumulation):
@@ -65,7 +71,7 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
                 torch.autograd.backward(loss / config.accumulation)
             meter.add(loss, terms)
         grad_norm = torch.nn.utils.clip_grad_norm_(clipped, config.max_grad_norm or math.inf)
-        rate = float(scheduler.get_last_lr()[0])  # that of the step to come, as the Trainer logs it
+        rates = [float(rate) for rate in scheduler.get_last_lr()]  # of the step to come, as the Trainer logs them
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -74,7 +80,8 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
 
         if progress.step % config.logging_steps == 0 or progress.step == config.max_steps:
             entry = {"step": progress.step, "epoch": config.epoch(progress.step, world_size()), **meter.means()}
-            entry |= {"learning_rate": rate, "grad_norm": grad_norm.item(), **state_of(model)}
+            entry |= learnt_bits(entry) | {"learning_rate": rates[0], "grad_norm": grad_norm.item(), **state_of(model)}
+            entry |= {f"learning_rate_{group['name']}": rate for group, rate in zip(groups, rates, strict=True)}
             progress.log_history.append(entry)
             if on_step is not None and rank() == 0:
                 on_step(entry)
@@ -114,6 +121,14 @@ class Meter:
 
     def means(self) -> dict[str, float]:
         return averaged({name: float(value) / self.counts[name] for name, value in self.sums.items()})
+
+
+def learnt_bits(entry: Mapping[str, float]) -> dict[str, float]:
+    """What each term has learnt: the mean margin of its positives in bits, of which no more than log2 N count."""
+    return {
+        f"learnt_bits_{name}": min(entry[f"margin_{name}"] / LN2, math.log2(max(entry[f"candidates_{name}"], 1)))
+        for name in (key.removeprefix("margin_") for key in entry if key.startswith("margin_"))
+    }
 
 
 def state_of(model: FgclipModel) -> dict[str, float]:

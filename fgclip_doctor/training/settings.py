@@ -45,6 +45,11 @@ class TrainConfig:
     save_steps: int = 100
     faults: tuple[str, ...] = ()  # names of `fgclip_doctor.training.faults.FAULTS`, planted on purpose
 
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "micro_batch", "accumulation", "logging_steps", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
     def epoch(self, step: int, ranks: int) -> float:
         """Passes over the data after `step` optimizer steps; what does not fill all micro-batches is left out."""
         return step * self.accumulation / (self.scenes // (self.micro_batch * ranks))
