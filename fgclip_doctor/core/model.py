@@ -16,34 +16,44 @@ from fgclip_doctor.core.bank import MemoryBank, caption_ids
 from fgclip_doctor.core.config import LOGIT_SCALE_CAP, FgclipConfig
 from fgclip_doctor.core.losses import Term, global_loss, hard_loss, region_loss
 from fgclip_doctor.core.regions import pool_regions, region_weights
-from fgclip_doctor.core.text import TextTower
+from fgclip_doctor.core.text import Texts, TextTower
 from fgclip_doctor.core.vision import VisionTower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch of B images, R boxes and U distinct short texts.
+    """One micro-batch of B images, R boxes and U short texts.
 
-    Each short text stands in `text_ids` once, however often it serves: as short caption, region caption or negative.
+    Each short text stands in `texts` once, however often it serves: as short caption, region caption or negative.
     """
 
     pixel_values: Tensor  # (B, 3, side, side)
-    long_ids: Tensor  # (B, T_long)
-    text_ids: Tensor  # (U, T)
-    short_index: Tensor  # (B,) into text_ids
+    long_texts: Texts  # B
+    texts: Texts  # U
+    short_index: Tensor  # (B,) into texts
     boxes: Tensor  # (R, 4), xyxy, normalised
     box_image: Tensor  # (R,) into pixel_values, ascending
     boxes_per_image: int  # the most that one image has
-    region_index: Tensor  # (R,) into text_ids
+    region_index: Tensor  # (R,) into texts
     hard_box: Tensor  # (H,) into boxes: those with hard negatives
-    hard_index: Tensor  # (H, 11) into text_ids: the region's own caption first
+    hard_index: Tensor  # (H, 11) into texts: the region's own caption first
 
     def to(self, device: torch.device) -> Self:
         moved: dict[str, Any] = {}
         for one in fields(self):
             if isinstance(value := getattr(self, one.name), Tensor):
                 moved[one.name] = value.to(device, non_blocking=True)
+            elif isinstance(value, Texts):
+                moved[one.name] = value.to(device)
         return replace(self, **moved)
+
+    @property
+    def long_ids(self) -> Tensor:
+        return self.long_texts.ids  # (B, T_long)
+
+    @property
+    def text_ids(self) -> Tensor:
+        return self.texts.ids  # (U, T)
 
 
 class FgclipModel(nn.Module):
@@ -85,8 +95,8 @@ class FgclipModel(nn.Module):
         tokens = self.vision_model.tokens(batch.pixel_values)  # (B, 1 + grid * grid, C)
         image_features = unit(self.visual_projection(self.vision_model.pooled(tokens)))  # (B, D)
         region_features = self.pooled_regions(tokens, batch)  # (R, D)
-        long_features = self.encode_text(batch.long_ids, long=True)  # (B, D)
-        text_features = self.encode_text(batch.text_ids)  # (U, D)
+        long_features = self.encode_texts(batch.long_texts, long=True)  # (B, D)
+        text_features = self.encode_texts(batch.texts)  # (U, D)
 
         config = self.config
         with torch.autocast(tokens.device.type, enabled=False):  # bfloat16 rounds a logit of 100 to a multiple of 0.5
@@ -125,9 +135,13 @@ class FgclipModel(nn.Module):
         return unit(self.visual_projection(self.vision_model(pixel_values)))
 
     def encode_text(self, ids: Tensor, *, long: bool = False) -> Tensor:
+        """Unit text features of padded token ids, (B, T) -> (B, D)."""
+        return self.encode_texts(Texts.of(ids, self.config.text_config.eos_token_id), long=long)
+
+    def encode_texts(self, texts: Texts, *, long: bool = False) -> Tensor:
         """Unit text features, (B, D)."""
         projection = self.text_filip_projection if long else self.text_projection
-        return unit(projection(self.text_model(ids, long=long)))
+        return unit(projection(self.text_model(texts, long=long)))
 
     def encode_regions(self, batch: Batch) -> Tensor:
         """Unit region features, (R, D)."""
@@ -144,6 +158,15 @@ class FgclipModel(nn.Module):
         pooled = pool_regions(dense, weights, batch.box_image, batch.boxes_per_image)  # (R, C)
         projection = self.visual_projection if self.roi_projection is None else self.roi_projection
         return unit(projection(pooled))
+
+    def checkpoint_layers(self) -> None:
+        """Trades memory for time: the layers of both towers are computed again in the backward pass."""
+        self.vision_model.encoder.checkpointing = self.text_model.encoder.checkpointing = True
+
+    def compile_layers(self) -> None:
+        """Compiles the layers of both towers: a minute once, with a C++ compiler, or Triton on a GPU."""
+        self.vision_model.encoder.compile_layers()
+        self.text_model.encoder.compile_layers()
 
     def logit_scales(self) -> dict[str, nn.Parameter]:
         """The three scales by name, in log space."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fgclip_doctor.core.config import TowerConfig
 
@@ -20,6 +21,26 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
+class Packing(NamedTuple):
+    """How U sequences of up to T tokens share N rows: nothing is computed on padding, and no shared state twice.
+
+    Only attention sees whole sequences; the rest of a layer goes row by row.
+    """
+
+    path: Tensor  # (U, T): the row of each token; behind the end of a sequence, of any token
+    origin: Tensor  # (N,): where in the flattened path each row stands for the first time
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return F.embedding(self.path, x)  # (U, T, C); its gradient sums a row's many uses far faster than indexing's
+
+    def pack(self, x: Tensor) -> Tensor:
+        return F.embedding(self.origin, x.flatten(0, 1))  # (N, C)
+
+    def row_at(self, x: Tensor, position: Tensor) -> Tensor:
+        """The row of one token of each sequence, (N, C) and (U,) -> (U, 1, C)."""
+        return F.embedding(self.path.gather(1, position[:, None]), x)  # (U, 1, C)
+
+
 class Attention(nn.Module):
     def __init__(self, config: TowerConfig, *, causal: bool) -> None:
         super().__init__()
@@ -30,23 +51,26 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (self.heads_of(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), or packed, (N, C) -> (N, C)."""
+        q, k, v = (self.heads_of(projection(x), packing) for projection in (self.q_proj, self.k_proj, self.v_proj))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, heads, T, head_dim)
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, T, C)
+        mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, C)
+        out: Tensor = self.out_proj(mixed if packing is None else packing.pack(mixed))
         return out
 
-    def at(self, x: Tensor, position: Tensor) -> Tensor:
-        """What `forward` gives at one position of each sequence, (B, T, C) and (B,) -> (B, 1, C)."""
-        order = torch.arange(x.shape[1], device=x.device)  # (T,)
+    def at(self, row: Tensor, x: Tensor, position: Tensor, packing: Packing | None = None) -> Tensor:
+        """What `forward` gives at one position of each sequence, (B,), whose row is `row`, (B, 1, C) -> (B, 1, C)."""
+        k, v = (self.heads_of(projection(x), packing) for projection in (self.k_proj, self.v_proj))
+        q = self.heads_of(self.q_proj(row))  # (B, heads, 1, head_dim)
+        order = torch.arange(k.shape[2], device=x.device)  # (T,)
         visible = (order <= position[:, None])[:, None, None] if self.causal else None  # (B, 1, 1, T)
-        k, v = (self.heads_of(projection(x)) for projection in (self.k_proj, self.v_proj))
-        q = self.heads_of(self.q_proj(row_at(x, position)))  # (B, heads, 1, head_dim)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)  # (B, heads, 1, head_dim)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, 1, C)
         return out
 
-    def heads_of(self, x: Tensor) -> Tensor:
+    def heads_of(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        x = x if packing is None else packing.unpack(x)
         batch, length, width = x.shape
         return x.view(batch, length, self.heads, width // self.heads).transpose(1, 2)  # (B, heads, T, head_dim)
 
@@ -91,14 +115,17 @@ class Layer(nn.Module):
             nn.init.normal_(linear.weight, std=std)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), or packed, (N, C) -> (N, C)."""
+        x = x + self.self_attn(self.layer_norm1(x), packing)
         out: Tensor = x + self.mlp(self.layer_norm2(x))
         return out
 
-    def at(self, x: Tensor, position: Tensor) -> Tensor:
-        """What `forward` gives at one position of each sequence, (B, T, C) and (B,) -> (B, C), for far less work."""
-        row = row_at(x, position) + self.self_attn.at(self.layer_norm1(x), position)  # (B, 1, C)
+    def at(self, x: Tensor, position: Tensor, packing: Packing | None = None) -> Tensor:
+        """What `forward` gives at one position of each sequence, (B,), for far less work: (B, C)."""
+        pick = row_at if packing is None else packing.row_at
+        normed = self.layer_norm1(x)
+        row = pick(x, position) + self.self_attn.at(pick(normed, position), normed, position, packing)  # (B, 1, C)
         out: Tensor = (row + self.mlp(self.layer_norm2(row)))[:, 0]  # (B, C)
         return out
 
@@ -110,17 +137,29 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of layers. The last one stands apart: of it, each branch of the model needs something else."""
+    """A stack of layers. The last one stands apart: of it, each branch of the model needs something else.
+
+    With `checkpointing`, a layer keeps its input alone and is computed once more in the backward pass.
+    """
 
     def __init__(self, config: TowerConfig, *, causal: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, causal=causal) for _ in range(config.num_hidden_layers))
+        self.checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """All layers but the last, (B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """All layers but the last, (B, T, C) -> (B, T, C), or packed, (N, C) -> (N, C)."""
         for layer in self.layers[:-1]:
-            x = layer(x)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, packing, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, packing)
         return x
+
+    def compile_layers(self) -> None:
+        """Compiles the layers, all but the last, in place; the names of the parameters stay as they are."""
+        for layer in self.layers[:-1]:
+            layer.compile()
 
     @property
     def last(self) -> Layer:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fgclip_doctor.core.model import Batch
+from fgclip_doctor.core.text import Texts
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images: Radford et al. 2021, released code
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -75,10 +76,8 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, *, draw: int | None
     hard_index = [[number(text) for text in (region.caption, *region.negatives)] for _, region in hard]
     return Batch(
         pixel_values=pixels([sample.image for sample in samples]),
-        long_ids=padded(
-            [tokenizer.encode(sample.long_caption, long=True) for sample in samples], tokenizer.eos_token_id
-        ),
-        text_ids=padded([tokenizer.encode(text) for text in texts], tokenizer.eos_token_id),
+        long_texts=packed([tokenizer.encode(sample.long_caption, long=True) for sample in samples], tokenizer),
+        texts=packed([tokenizer.encode(text) for text in texts], tokenizer),
         short_index=torch.tensor(short_index),
         boxes=torch.tensor([region.box for _, region in regions]).reshape(-1, 4),
         box_image=torch.tensor([image for image, _ in regions], dtype=torch.long),
@@ -105,12 +104,12 @@ def pixels(images: Sequence[Tensor]) -> Tensor:
     return (torch.stack(list(images)).float() / 255 - mean) / std  # (B, 3, side, side)
 
 
-def padded(texts: Sequence[Sequence[int]], eos_token_id: int) -> Tensor:
-    """Token ids padded to the longest text, (B, T). The text tower is causal, so no longer padding could matter."""
-    ids = torch.full((len(texts), max(map(len, texts))), eos_token_id)  # (B, T)
+def packed(texts: Sequence[Sequence[int]], tokenizer: Tokenizer) -> Texts:
+    """Token ids, padded to the longest text and sorted into their distinct beginnings."""
+    ids = torch.full((len(texts), max(map(len, texts))), tokenizer.eos_token_id)  # (B, T)
     for row, text in zip(ids, texts, strict=True):
         row[: len(text)] = torch.tensor(text)
-    return ids
+    return Texts.of(ids, tokenizer.eos_token_id)
 
 
 class Job(NamedTuple):

@@ -14,6 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 from fgclip_doctor.core.config import LOGIT_SCALE_CAP, FgclipConfig
 from fgclip_doctor.core.losses import total
 from fgclip_doctor.core.model import FgclipModel
+from fgclip_doctor.core.text import Texts
 from fgclip_doctor.training.data import collate
 from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
 
@@ -177,8 +178,8 @@ def test_texts_that_stand_once_give_the_same_gradients() -> None:
     start, end = len(batch.short_index), len(batch.short_index) + len(batch.region_index)
     repeated = replace(
         batch,
-        text_ids=F.pad(batch.text_ids[uses], (0, 9), value=eos),
-        long_ids=F.pad(batch.long_ids, (0, 9), value=eos),
+        texts=Texts.of(F.pad(batch.text_ids[uses], (0, 9), value=eos), eos),
+        long_texts=Texts.of(F.pad(batch.long_ids, (0, 9), value=eos), eos),
         short_index=torch.arange(start),
         region_index=torch.arange(start, end),
         hard_index=torch.arange(end, len(uses)).view_as(batch.hard_index),
