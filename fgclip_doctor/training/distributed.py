@@ -16,11 +16,12 @@ from fgclip_doctor.core.ranks import world_size
 
 @contextmanager
 def torchrun() -> Iterator[None]:
-    """Joins the ranks that torchrun started, each with the device of its local rank.
+    """Joins the ranks that torchrun started, each with the device of its local rank. One inside another does nothing.
 
     After an error nothing is tidied up, for that could wait for other ranks, and torchrun ends those.
     """
-    if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+    launched = distributed.is_available() and distributed.is_torchelastic_launched()
+    if not launched or distributed.is_initialized():
         yield
         return
     cuda = torch.cuda.is_available()
