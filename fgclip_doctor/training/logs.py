@@ -78,12 +78,14 @@ class TensorBoardEvents:
 def logged(directory: Path, *, start: int = 0) -> Iterator[Callable[[Entry], None]]:
     """Yields what writes an entry into every log of the run in `directory`, which goes on after step `start`."""
     directory.mkdir(parents=True, exist_ok=True)
-    with closing(JsonLines(directory / JSON_LINES, start=start)) as lines:
-        with closing(TensorBoardEvents(directory / EVENTS, start=start)) as events:
-            sinks: tuple[Sink, ...] = (lines, events)
+    with (
+        closing(JsonLines(directory / JSON_LINES, start=start)) as lines,
+        closing(TensorBoardEvents(directory / EVENTS, start=start)) as events,
+    ):
+        sinks: tuple[Sink, ...] = (lines, events)
 
-            def write(entry: Entry) -> None:
-                for sink in sinks:
-                    sink.write(entry)
+        def write(entry: Entry) -> None:
+            for sink in sinks:
+                sink.write(entry)
 
-            yield write
+        yield write

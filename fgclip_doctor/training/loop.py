@@ -19,11 +19,11 @@ from fgclip_doctor.training.checkpointing import Progress
 from fgclip_doctor.training.data import micro_batches
 from fgclip_doctor.training.distributed import averaged, exchange, replicated, torchrun
 from fgclip_doctor.training.faults import plant
-from fgclip_doctor.training.optim import Group, build_optimizer, build_scheduler, named_parameters, parameter_groups
+from fgclip_doctor.training.optim import build_optimizer, build_scheduler, named_parameters, parameter_groups
 from fgclip_doctor.training.settings import TrainConfig
 from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
 
-OnStart = Callable[[FgclipModel, list[Group]], None]
+OnStart = Callable[[FgclipModel, torch.optim.Optimizer], None]
 OnStep = Callable[[dict[str, float]], None]
 
 
@@ -59,7 +59,7 @@ def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnSt
     parallel = replicated(model, find_unused=bool(config.faults))  # a fault may cut parameters off
 
     if on_start is not None and rank() == 0:
-        on_start(model, groups)
+        on_start(model, optimizer)
     meter = Meter()
     while progress.step < config.max_steps:
         for number in range(config.accumulation):
