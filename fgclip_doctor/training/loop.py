@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fgclip_doctor import theory
 from fgclip_doctor.core import pretrained
 from fgclip_doctor.core.losses import Term, total
 from fgclip_doctor.core.model import FgclipModel
 from fgclip_doctor.core.ranks import rank, world_size
-from fgclip_doctor.theory import LN2
 from fgclip_doctor.training import checkpointing
 from fgclip_doctor.training.checkpointing import Progress
-from fgclip_doctor.training.data import micro_batches
+from fgclip_doctor.training.data import Dataset, Tokenizer, micro_batches
 from fgclip_doctor.training.distributed import averaged, exchange, replicated, torchrun
 from fgclip_doctor.training.faults import plant
 from fgclip_doctor.training.optim import build_optimizer, build_scheduler, named_parameters, parameter_groups
 from fgclip_doctor.training.settings import TrainConfig
 from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
+
+logger = logging.getLogger(__name__)
 
 OnStart = Callable[[FgclipModel, torch.optim.Optimizer], None]
 OnStep = Callable[[dict[str, float]], None]
@@ -35,6 +39,7 @@ def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnSt
 
     Under `torchrun` the samples of a step are split among the ranks, and the first rank alone logs and saves.
     """
+    dataset, tokenizer, config = build_data(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     model = build_model(config).to(device).train()
@@ -48,13 +53,14 @@ def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnSt
     if config.resume:
         progress = checkpointing.restore(checkpointing.latest(config.output_dir), model, optimizer, scheduler)
     batches = micro_batches(
-        Scenes(config.scenes, seed=config.seed, regions=config.regions_per_scene),
-        WordTokenizer(),
+        dataset,
+        tokenizer,
         size=config.micro_batch,
         seed=config.seed,
         start=progress.step * config.accumulation,
         rank=rank(),
         ranks=world_size(),
+        workers=config.workers,
     )
     parallel = replicated(model, find_unused=bool(config.faults))  # a fault may cut parameters off
 
@@ -91,6 +97,36 @@ def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnSt
     return config.output_dir
 
 
+def build_data(config: TrainConfig) -> tuple[Dataset, Tokenizer, TrainConfig]:
+    """The samples, their tokenizer, and the settings with the numbers of samples and regions that there really are."""
+    if config.data is None:
+        scenes = Scenes(config.scenes, seed=config.seed, regions=config.regions_per_scene)
+        return scenes, WordTokenizer(), config
+    from fgclip_doctor.training import finehard
+    from fgclip_doctor.training.tokenizer import ClipTokenizer
+
+    text = config.model.text_config
+    tokenizer = ClipTokenizer(context=text.max_position_embeddings, long_context=text.longtext_len)
+    if text.eos_token_id != tokenizer.eos_token_id:
+        raise ValueError(
+            f"the text tower ends texts with {text.eos_token_id}, CLIP's tokenizer {tokenizer.eos_token_id}"
+        )
+    dataset, census = finehard.survey(
+        config.data,
+        config.images or (config.data if config.data.is_dir() else config.data.parent),
+        side=config.model.vision_config.image_size,
+        tokenizer=tokenizer,
+        max_regions=config.max_regions,
+        decode_images=config.decode_images,
+    )
+    if rank() == 0:
+        report = config.output_dir / "data_report.json"
+        census.save(report)
+        if census.problems.total():
+            logger.warning("%s: %s; names and reasons are in %s", config.data, census, report)
+    return dataset, tokenizer, replace(config, scenes=census.samples, regions_per_scene=census.regions / census.samples)
+
+
 def build_model(config: TrainConfig) -> FgclipModel:
     """A fresh model, or one with the weights of `base`, whose missing heads are copies of those they branch off."""
     if config.base is None:
@@ -124,11 +160,13 @@ class Meter:
 
 
 def learnt_bits(entry: Mapping[str, float]) -> dict[str, float]:
-    """What each term has learnt: the mean margin of its positives in bits, of which no more than log2 N count."""
-    return {
-        f"learnt_bits_{name}": min(entry[f"margin_{name}"] / LN2, math.log2(max(entry[f"candidates_{name}"], 1)))
-        for name in (key.removeprefix("margin_") for key in entry if key.startswith("margin_"))
-    }
+    """What each term has learnt at least, in bits: how far it is under ln N (van den Oord et al. 2018)."""
+    bits = {}
+    for name in [key.removeprefix("candidates_") for key in entry if key.startswith("candidates_")]:
+        loss, candidates = entry[f"loss_{name}"], max(entry[f"candidates_{name}"], 1.0)
+        known = theory.learnt_bits(loss, null_level=theory.chance_level(candidates), candidates=candidates)
+        bits[f"learnt_bits_{name}"] = max(known, 0.0)
+    return bits
 
 
 def state_of(model: FgclipModel) -> dict[str, float]:

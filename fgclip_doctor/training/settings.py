@@ -11,7 +11,7 @@ from fgclip_doctor.core.config import FgclipConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run on the synthetic scenes. Steps are optimizer steps; learning rates are peaks.
+    """One run, on `data` or else on the synthetic scenes. Steps are optimizer steps; learning rates are peaks.
 
     The learning rates of the parts default to `learning_rate`. `base` is a checkpoint, or the directory of a run, with
     the weights to start from; what `model` has beyond them (a region head, a bank) is added.
@@ -25,8 +25,13 @@ class TrainConfig:
     max_steps: int = 300
     micro_batch: int = 16  # per rank
     accumulation: int = 1
-    scenes: int = 4096
+    scenes: int = 4096  # with `data`, this and the next become what is found there
     regions_per_scene: float = 2.0
+    data: Path | None = None  # records as in FineHARD, see `fgclip_doctor.training.finehard`
+    images: Path | None = None  # the folder of their images; else that of `data`
+    max_regions: int = 4  # of one image; of `data` only, as the rest here
+    decode_images: bool = True  # all of them before the first step; else only their headers
+    workers: int = 0  # processes on each rank that make micro-batches ahead
     seed: int = 0
 
     learning_rate: float = 1e-3
