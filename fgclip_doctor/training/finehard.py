@@ -32,7 +32,7 @@ MAX_REGIONS = 4  # of one image: the released code
 SEPARATORS = {*" \t\r\n,"}
 ROUNDING = 1e-3  # what a box may reach out of its image, and is then cut to it
 
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # those that Pillow reads by itself
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # those that Pillow reads by itself
 UNREADABLE = (
     OSError,
     EOFError,
