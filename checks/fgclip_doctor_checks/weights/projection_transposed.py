@@ -60,15 +60,21 @@ def _pairs(run: Run) -> Iterator[tuple[Tensor, Tensor, bool, str]]:
         if tensor.dtype not in FLOATS or name in {run.roles.get(f"bank.{side}_keys") for side in ("image", "text")}:
             continue
         plain = name.removesuffix(".weight")
+        bare = f"{name}.weight" if name == plain else plain  # the same matrix in the other layout
         if (same := base.get(name)) is not None and same.shape == tensor.shape:
             yield tensor, same, False, f"{name} of the base"
-        elif (left := base.get(plain)) is not None and left.shape == tensor.shape:
-            yield tensor, left, True, f"the transpose of {plain} of the base"
+        elif (left := base.get(bare)) is not None and left.shape == tensor.shape:
+            yield tensor, left, True, f"the transpose of {bare} of the base"
         else:
             role = next((role for role, played in run.roles.items() if played == name), "")
             elder = run.tensors.get(run.roles.get(ELDER.get(role, ""), ""))
-            if elder is not None and elder.shape == tensor.shape:
+            if elder is not None and elder.shape == tensor.shape and _linear(elder.name) == _linear(name):
                 yield tensor, elder, False, elder.name
+
+
+def _linear(name: str) -> bool:
+    """Whether a matrix is a linear layer's. A bare parameter may be used as either, so the two aren't compared."""
+    return name.endswith(".weight")
 
 
 def _distance(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -18,13 +18,14 @@ ROLES = {"head.text": "text_projection.weight", "head.text_long": "text_filip_pr
     [
         ({"text_projection.weight": PROJECTION}, {"text_projection.weight": TUNED.T}),
         ({"text_projection": PROJECTION}, {"text_projection.weight": TUNED}),
+        ({"text_projection.weight": PROJECTION}, {"text_projection": TUNED}),
         ({"text_projection.weight": PROJECTION}, {"other": TUNED, "text_projection.weight": TUNED.T}),
     ],
-    ids=["same layout", "OpenAI's layout", "among others"],
+    ids=["same layout", "OpenAI's layout", "into OpenAI's layout", "among others"],
 )
 def test_the_transpose_of_the_base_is_named(base: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> None:
     [finding] = projection_transposed(run(checkpoint(weights), base=checkpoint(base)))
-    assert finding.where == "text_projection.weight"
+    assert finding.where == list(weights)[-1]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,15 @@ def test_a_branch_head_that_is_the_transpose_of_its_elder_is_named() -> None:
     assert finding.where == "text_filip_projection.weight"
     copied = {**weights, "text_filip_projection.weight": TUNED}
     assert not list(projection_transposed(run(checkpoint(copied), roles=ROLES)))
+
+
+@pytest.mark.parametrize("copy", [TUNED, TUNED.T])
+def test_a_linear_branch_head_beside_a_bare_elder_is_quiet(copy: np.ndarray) -> None:
+    """A bare parameter is used as x @ W or as F.linear(x, W): nothing says which copy is right."""
+    weights = {"visual.proj": PROJECTION, "roi_projection.weight": copy}
+    roles = {"head.image": "visual.proj", "head.region": "roi_projection.weight"}
+    with pytest.raises(Missing, match="--base"):
+        list(projection_transposed(run(checkpoint(weights), roles=roles)))
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.6, 0), (0.7, 1)])
