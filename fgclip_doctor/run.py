@@ -233,7 +233,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     optimizer: Optimizer | None = None
     scheduler: Mapping[str, Any] | None = None
-    trainer_step: int | None = None  # `global_step` of trainer_state.json; `step` may come from the folder's name
+    trainer_step: int | None = None  # as the trainer counts; `step` is the best known, from a folder's name if need be
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,9 @@ class Found:
         return self.trainer_step if self.trainer_step is not None else self.step
 
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.path, self.step, self.tensors, self.optimizer, self.scheduler, self.trainer_step)
+        """Its step is the trainer's own, else that of the name, else the optimizer's."""
+        step = self.order if self.order is not None or self.optimizer is None else self.optimizer.step
+        return Checkpoint(self.path, step, self.tensors, self.optimizer, self.scheduler, self.trainer_step)
 
 
 def is_checkpoint(directory: Path) -> bool:

@@ -18,6 +18,8 @@ TEXT = r"(text|txt|caption|cap|lang|language|t)"
 POINTER = r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)"
 FULL = r"(full|filled|is_?full|is_?filled)"
 ENABLED = r"(enabled?|active|activated|is_?on|use_\w+)"
+COUNTED = r"(num|n)?(steps?|forwards?|fwds?|iters?|iterations?|calls?|batch(es)?)(count(er)?)?"
+COUNTING = r"n|nb|num|total|training|train|model|micro|count(er)?|seen|done"  # the other words in the name of a counter
 MAX_NAME = 200  # characters; a longer name is nobody's, and would be slow to search
 MAX_STORES = 64
 _EDGE, _END = r"(?:^|[._])", r"(?:[._]|\d|$)"
@@ -99,14 +101,10 @@ def _text_side(name: str) -> bool:
 
 def _counts_forwards(name: str) -> bool:
     """A counter that the model itself advances. Not a batch norm's `num_batches_tracked`, nor a `global_step`, which
-    a trainer sets."""
-    leaf = name.rpartition(".")[2].lower()
-    return leaf != "num_batches_tracked" and bool(
-        re.fullmatch(
-            r"_?(num_?)?(training|train|forward|micro)?_?(steps?|forwards?|iters?|iterations?|calls?)"
-            r"(_(count|counter|seen|done))?|_?(step|forward|iter|call)_?(count|counter)",
-            leaf,
-        )
+    a trainer sets: other words than `COUNTING` say that it is something else."""
+    words = [word for word in name.rpartition(".")[2].lower().split("_") if word]
+    return any(re.fullmatch(COUNTED, word) for word in words) and all(
+        re.fullmatch(f"{COUNTED}|{COUNTING}", word) for word in words
     )
 
 

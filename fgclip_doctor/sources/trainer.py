@@ -126,11 +126,9 @@ def _warmup(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
 
 
 def _bank(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
-    """What custom arguments say about a memory bank, whatever they call it."""
-    for key, value in mapping.items():
-        if not isinstance(key, str) or len(key) > 80:
-            continue
-        word, number, source = key.lower(), _number(value), Source(path, key)
+    """What custom arguments say about a memory bank, whatever they call it, and in a section of their own or not."""
+    for key, value in _flat(mapping):
+        word, number, source = key.lower().replace(".", "_"), _number(value), Source(path, key)
         if isinstance(value, bool) and BANK_ENABLED.fullmatch(word):
             yield Fact("bank_enabled", value, source)
         elif number is not None and number > 0 and BANK_SIZE.fullmatch(word):
@@ -145,6 +143,17 @@ def _bank(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
             unit = "forward" if FORWARD_WORDS.search(value.lower()) else "step" if "step" in value.lower() else ""
             if unit:
                 yield Fact("bank_clock", unit, source)
+
+
+def _flat(mapping: Mapping[str, Any], depth: int = 2) -> Iterator[tuple[str, Any]]:
+    """The keys of `mapping`, and those of the sections in it as ``section.key``."""
+    for key, value in mapping.items():
+        if not isinstance(key, str) or len(key) > 80:
+            continue
+        if not isinstance(value, Mapping):
+            yield key, value
+        elif depth:
+            yield from ((f"{key}.{inner}", one) for inner, one in _flat(value, depth - 1))
 
 
 def scheduler_facts(scheduler: Mapping[str, Any], path: str) -> Iterator[Fact]:

@@ -72,6 +72,7 @@ def test_a_trainer_s_own_file_gives_optimizer_steps_and_arguments(tmp_path: Path
     assert found.trainer_step == 77
     assert found.optimizer is not None
     assert found.optimizer.step == 1
+    assert found.checkpoint().step == 77
     assert found.scheduler is not None
     facts = {fact.name: fact.value for fact in found.facts}
     assert facts.items() >= {"micro_batch": 16, "accumulation": 4, "bank_size": 512, "learning_rate": 0.125}.items()

@@ -82,6 +82,16 @@ def test_bank(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "counts"),
+    [(name, True) for name in ("training_steps", "n_forward", "iters", "forward_calls", "step_count", "fwd_counter")]
+    + [(name, True) for name in ("clip.total_forwards", "_iter", "micro_batches_seen", "model_steps")]
+    + [(name, False) for name in ("global_step", "bn.num_batches_tracked", "epoch", "n_averaged", "ema_steps")],
+)
+def test_the_counter_of_forwards(name: str, *, counts: bool) -> None:
+    assert find(tensors({}, {name: ()}), {}) == ({"clock.forwards": name} if counts else {})
+
+
+@pytest.mark.parametrize(
     ("floats", "expected"),
     [
         (

@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 from fgclip_doctor.sources import trainer
 from fgclip_doctor.sources.checkpoint import read_directory
 
+NESTED = {"bank_size": 64, "bank_enabled": True, "bank_warmup": 16}
+
 
 def values(mapping: dict[str, object]) -> dict[str, object]:
     found: dict[str, object] = {}
@@ -84,6 +86,8 @@ def test_training_arguments_are_read_without_their_class(tmp_path: Path) -> None
         ({"enable_queue": True, "memory_bank_size": 0}, {"bank_enabled": True}),
         ({"queue_size": math.inf, "lr": 10**400, "warmup_steps": math.nan, "bank_start": math.inf}, {}),
         ({"embedding_size": 5, "banking": 3}, {}),
+        ({"memory_bank": {"size": 64, "enabled": True, "warmup_steps": 16}, "vision_config": {"size": 3}}, NESTED),
+        ({"model": {"queue": {"length": 64, "start_iter": 9}}}, {"bank_size": 64, "bank_warmup": 9}),
     ],
 )
 def test_facts(mapping: dict[str, object], expected: dict[str, object]) -> None:
