@@ -71,7 +71,9 @@ def without_gradient(optimizer: Optimizer, index: int) -> bool:
     state = optimizer.states.get(index)
     if state is None or state.step == 0:
         return True
-    return state.exp_avg_sq is not None and state.exp_avg_sq.statistics.maximum == 0
+    if state.exp_avg_sq is None or not state.exp_avg_sq.statistics.finite:
+        return False
+    return state.exp_avg_sq.statistics.maximum == 0
 
 
 def branch_runs(run: Run, role: str) -> bool:

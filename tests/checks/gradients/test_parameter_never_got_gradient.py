@@ -45,6 +45,14 @@ def test_a_second_moment_of_zero_is_no_gradient_either() -> None:
     assert finding.evidence[0].value == "all zero"
 
 
+def test_a_second_moment_that_overflowed_is_no_zero() -> None:
+    weights = checkpoint({"a_projection.weight": np.full((8, 4), np.nan), "logit_scale": np.array(np.nan)}).tensors
+    states = [state(index, 10, one.values(), one.values()) for index, one in enumerate(weights.values())]
+    held = optimizer([group(0, [0, 1])], states, dict(enumerate(weights)))
+    roles = {"head.image": "a_projection.weight", "scale.global": "logit_scale"}
+    assert not list(parameter_never_got_gradient(run(checkpoint(weights, optimizer=held), roles=roles)))
+
+
 def test_everything_with_gradient_is_quiet() -> None:
     assert not list(parameter_never_got_gradient(trained([])))
 
