@@ -21,15 +21,19 @@ def loss_at_chance(
         with hardly any.
     Evidence: The mean of the last half of the log, after `early` steps, the warmup and 5 % of the run, with at least
         `points` values over `span` steps. At chance is a term that isn't under ln N by two errors (which
-        autocorrelation widens, and which have to be under `bits`, or a tenth of log2 N), that doesn't fall, and whose
-        spread is that of unaligned features at that level, or none. A logged margin or accuracy over chance acquits it.
+        autocorrelation widens, and which have to be under `bits`, or a tenth of log2 N, unless it is over by four),
+        that doesn't fall, and whose spread is that of unaligned features at that level, or none. A logged margin or
+        accuracy over chance acquits it.
     Benign: The start of a run. A value that only meets ln N of some other count: where gathered or bank candidates are
-        possible, the most that there may be are taken. Totals of several terms, sigmoid losses, weighted terms.
+        possible, the most that there may be are taken. Totals of several terms, sigmoid losses, weighted terms; label
+        smoothing, under which confident pairs cost more than ln N at a high scale.
     Fix: Unaligned: look for weights that never loaded, gradients that never arrive, pairs that don't match. Collapsed:
         a learning rate too high, a scale near 0, a target that doesn't point at the positive.
     Sources: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding" (log N);
         mlfoundations/open_clip#17 (constantly at 4.8, which is ln 128); fgclip_doctor.theory derives the null level.
     """
+    if run.number("label_smoothing", 0.0) > 0:
+        raise Missing("with label smoothing, a loss over ln N may be that of well-separated pairs")
     reasons: list[str] = []
     judged = 0
     for term in terms(run):
@@ -42,7 +46,8 @@ def loss_at_chance(
             reasons.append(f"the {term.name} loss has too few values after the start")
             continue
         mean, error = theory.mean_with_error(values[half:])
-        if 2 * error > min(bits, 0.1 * log2(term.candidates)) * theory.LN2:
+        over = mean - 4 * error >= theory.chance_level(term.candidates)  # clearly, however noisy it is
+        if not over and 2 * error > min(bits, 0.1 * log2(term.candidates)) * theory.LN2:
             reasons.append(f"the {term.name} loss is too noisy to tell ({mean:.3f} +- {error:.3f})")
             continue
         judged += 1
