@@ -8,6 +8,7 @@ from fgclip_doctor.provenance import drift, half_ulp, in_log_space, origin, sigm
 from fgclip_doctor.run import Checkpoint, Missing, Scale
 
 SCRATCH, TRAINED, SIGMOID = log(1 / 0.07), log(100), log(10)
+ROUNDED = 5e-4  # of a value that was typed with three or four digits: 4.605, 14.28
 RAW = {100.0: "exp(4.6052) itself", 1 / 0.07: "exp(2.6593) itself", 0.07: "a temperature", 0.01: "a temperature"}
 
 
@@ -66,10 +67,10 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
     own = run.base.tensors.get(tensor.name) if run.base else None
     if reach > widest and own is None:
         raise Missing(f"{tensor.name} may have moved by {reach:.2g} since the start")
-    reach += half_ulp(value, tensor.dtype) + 1e-4
+    reach += half_ulp(value, tensor.dtype)
 
     def may_be(start: float) -> bool:
-        return abs(value - start) <= reach + half_ulp(start, tensor.dtype)
+        return abs(value - start) <= reach + half_ulp(start, tensor.dtype) + ROUNDED * abs(start)
 
     declared = run.number("logit_scale_init", SCRATCH)
     if (own is not None and may_be(own.item())) or (abs(declared - SCRATCH) > 1e-3 and may_be(declared)):

@@ -58,7 +58,7 @@ def test_a_declared_start_is_quiet() -> None:
     assert not list(logit_scale_wrong_init(scaled(log(100), NEW_NORMS, logit_scale_init=4.6052)))
 
 
-@pytest.mark.parametrize("value", [100.0, 14.2857, 0.07, 1.0])
+@pytest.mark.parametrize("value", [100.0, 14.2857, 14.28, 0.07, 1.0])
 def test_a_raw_start_is_named(value: float) -> None:
     assert len(list(logit_scale_wrong_init(scaled(value, TRAINED_NORMS)))) == 1
 
