@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fgclip_doctor import theory
-from fgclip_doctor import theory
 from fgclip_doctor.core import pretrained
 from fgclip_doctor.core.losses import Term, total
 from fgclip_doctor.core.model import FgclipModel
