@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -59,6 +59,9 @@ def _options(
 
 Select = Annotated[list[str] | None, typer.Option("--select", help="Only these rules: codes, prefixes or names.")]
 Ignore = Annotated[list[str] | None, typer.Option("--ignore", help="Not these rules: codes, prefixes or names.")]
+Facts = Annotated[
+    list[str] | None, typer.Option("--fact", metavar="NAME=VALUE", help="State what no file says, e.g. micro_batch=4.")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file to use instead of pyproject.toml.")]
 
 
@@ -70,10 +73,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file to 
 def audit(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, run directories, weight files.")],
     base: Annotated[Path | None, typer.Option("--base", help="The weights that the run started from.")] = None,
-    fact: Annotated[
-        list[str] | None,
-        typer.Option("--fact", metavar="NAME=VALUE", help="State what no file says, e.g. micro_batch=4."),
-    ] = None,
+    fact: Facts = None,
     output_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TEXT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report to this file.")] = None,
     select: Select = None,
@@ -102,6 +102,58 @@ def audit(
         raise _fail(str(error)) from None
     _print(report, output_format, output, verbose)
     raise typer.Exit(report.exit_code(threshold))
+
+
+@app.command(
+    epilog="Examples:  fgclip-doctor train --set steps=20 --set output_dir=runs/first   |   "
+    "fgclip-doctor train settings.toml --set model.memory_bank_size=128   |   "
+    "fgclip-doctor train --resume --set output_dir=runs/first"
+)
+def train(
+    settings_file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Settings; without them, small synthetic scenes.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, over those of the file.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in output_dir.")] = False,
+) -> None:
+    """Train FG-CLIP, and say before the first step what will happen."""
+    from rich.console import Console
+
+    from fgclip_doctor import train_command
+
+    try:
+        config = train_command.settings(settings_file, assignments or [], resume=resume)
+        train_command.train(config, Console())
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise _fail(str(error)) from None
+    except train_command.Interrupted as left:
+        typer.echo(f"fgclip-doctor: {left}", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command(
+    epilog="Examples:  fgclip-doctor forecast --fact micro_batch=4 --fact accumulation=8 --fact scale=14.24 "
+    "--fact dimension=512 --fact bank_size=128   |   fgclip-doctor forecast training_args.bin --fact scale=100"
+)
+def forecast(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[PATH]", help="Settings of `train`, training_args.bin, a checkpoint.")
+    ] = None,
+    fact: Facts = None,
+    output_format: Annotated[Literal["text", "json"], typer.Option("--format", help="What to print.")] = "text",
+) -> None:
+    """Say what a run's losses will mean: candidates, chance, null level and noise, and when the bank is on and full."""
+    from fgclip_doctor import forecast as plan
+    from fgclip_doctor.run import Missing
+    from fgclip_doctor.sources.files import Unreadable
+
+    try:
+        foretold = plan.forecast(plan.read(path, _facts(fact or [])))
+    except (ValueError, Missing, Unreadable) as error:
+        raise _fail(str(error)) from None
+    typer.echo(plan.render_json(foretold) if output_format == "json" else plan.render(foretold), nl=False)
 
 
 @app.command(epilog="Example:  fgclip-doctor demo --directory /tmp/demo")

@@ -122,7 +122,8 @@ def read(path: Path | None, stated: Mapping[str, str]) -> Run:
     run = load([config.base] if config.base else [], facts=stated)  # a base brings its scales
     run.subject = str(path)
     for fact in planned(config, ranks=1, source=str(path)):
-        if fact.name not in stated:
+        found_later = config.data is not None and fact.name in ("dataset_size", "regions_per_sample")
+        if fact.name not in stated and not found_later:
             run.facts[fact.name] = fact
     return run
 
@@ -158,6 +159,8 @@ def forecast(run: Run, scales: Mapping[str, float] | None = None) -> Forecast:
         anchors = max(batch or candidates, 1.0) if hard else min(max(batch, 1.0) if batch else candidates, candidates)
         counts = {"bank off": candidates, "bank full": candidates + rows} if rows else {"": candidates}
         scale = scales[name] if scales else _scale(run, name)
+        if not 0 <= scale <= LIMITS["scale"][1]:
+            raise Missing(f"the scale of the {name} loss is {scale:g}, which no softmax stands")
         phases = (
             _phase(phase, anchors, count, scale, dimension, plan["accumulation"]) for phase, count in counts.items()
         )

@@ -29,7 +29,7 @@ ORDER = (
     "diagnosis",
     "config",
 )
-AFTER = {"sources", "reports", "live", "cli", "__main__", "demo"}
+AFTER = {"sources", "reports", "live", "cli", "__main__", "demo", "forecast", "train_command"}
 OWN_WORLD = {"core", "training"}  # the model: `core` sees only itself, `training` only core
 
 

@@ -27,7 +27,7 @@ from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
 
 logger = logging.getLogger(__name__)
 
-OnStart = Callable[[FgclipModel, torch.optim.Optimizer], None]
+OnStart = Callable[[TrainConfig, FgclipModel, torch.optim.Optimizer], None]
 OnStep = Callable[[dict[str, float]], None]
 
 
@@ -36,7 +36,6 @@ def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnSt
     """Trains to `max_steps` and returns the run's directory.
 
     `on_start` gets what will be trained, just before it is, and `on_step` every entry of the log as it is made.
-
     Under `torchrun` the samples of a step are split among the ranks, and the first rank alone logs and saves.
     """
     dataset, tokenizer, config = build_data(config)
@@ -65,7 +64,7 @@ def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnSt
     parallel = replicated(model, find_unused=bool(config.faults))  # a fault may cut parameters off
 
     if on_start is not None and rank() == 0:
-        on_start(model, optimizer)
+        on_start(config, model, optimizer)
     meter = Meter()
     while progress.step < config.max_steps:
         for number in range(config.accumulation):
