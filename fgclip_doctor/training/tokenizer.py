@@ -38,7 +38,8 @@ class ClipTokenizer:
 
     def fits(self, text: str, *, long: bool = False) -> bool:
         """Whether `encode` keeps all of the text."""
-        return len(self.tokens(text)) <= (self.long_context if long else self.context) - 2
+        room = (self.long_context if long else self.context) - 2
+        return (plain(text) and len(text) <= room) or len(self.tokens(text)) <= room
 
     def tokens(self, text: str) -> list[int]:
         """The ids of all of the text, without begin and end."""
@@ -46,4 +47,11 @@ class ClipTokenizer:
 
     def cleaned(self, text: str) -> str:
         """Mojibake mended, HTML entities resolved (twice, as the reference does), single spaces, lower case."""
-        return " ".join(html.unescape(html.unescape(self.fix_text(text))).split()).lower()
+        if not plain(text):
+            text = html.unescape(html.unescape(self.fix_text(text)))
+        return " ".join(text.split()).lower()
+
+
+def plain(text: str) -> bool:
+    """Whether nothing in the text could need mending, which most don't and which is quickly seen."""
+    return text.isascii() and text.isprintable() and "&" not in text

@@ -43,6 +43,7 @@ def test_a_text_is_cut_to_its_context_and_still_ends(long: bool, context: int, t
     for text in (just, over):
         assert tokenizer.encode(text, long=long) == [49406, *[2368] * (context - 2), 49407]
     assert tokenizer.fits(just, long=long)
+    assert tokenizer.fits("!?" * (context // 2 - 1), long=long)
     assert not tokenizer.fits(over, long=long)
 
 
