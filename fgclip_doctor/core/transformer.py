@@ -15,7 +15,7 @@ from fgclip_doctor.core.config import TowerConfig
 
 def quick_gelu(x: Tensor) -> Tensor:
     """OpenAI's approximation of GELU. Models trained with it lose accuracy with the exact one, and silently."""
-    return x * torch.sigmoid(1.702 * x)
+    return F.silu(1.702 * x) / 1.702  # x * sigmoid(1.702 x), in fewer passes over memory and with less to keep
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
