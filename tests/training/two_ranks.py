@@ -30,11 +30,11 @@ MODEL = FgclipConfig.preset(
 # The numbers of regions of every sample, by rank
 CASES: dict[str, tuple[list[int], list[int]]] = {
     "even": ([2, 2, 2], [2, 2, 2]),
-    "regions-unequal": ([4, 3, 2], [0, 1, 0]),
+    "regions-unequal": ([2, 2, 2], [0, 1, 0]),
     "regions-on-one-rank": ([0, 0, 0], [2, 1, 2]),
     "no-regions": ([0, 0], [0, 0]),
     "batch-uneven": ([2, 1, 2, 1], [2]),
-    "nothing-on-one-rank": ([2, 1, 3], []),
+    "nothing-on-one-rank": ([2, 1, 2], []),
 }
 
 
@@ -42,7 +42,7 @@ def batches(name: str) -> list[list[Sample]]:
     """The samples of this rank, or of both ranks joined, for each pass."""
     shares = CASES[name]
     numbers = [*shares[0], *shares[1]]
-    scenes = Scenes(PASSES * len(numbers), seed=1, regions=4)
+    scenes = Scenes(PASSES * len(numbers), seed=2, regions=4)  # no caption twice in a pass: a tie has no certain winner
     own = slice(None) if world_size() == 1 else [slice(len(shares[0])), slice(len(shares[0]), None)][rank()]
     joined = [
         [with_regions(scenes[first + at], number) for at, number in enumerate(numbers)]
@@ -52,11 +52,9 @@ def batches(name: str) -> list[list[Sample]]:
 
 
 def with_regions(sample: Sample, number: int) -> Sample:
-    """The sample with so many regions, of which the first has no hard negatives."""
-    regions = [sample.regions[at % len(sample.regions)] for at in range(number)]
-    return replace(
-        sample, regions=tuple(replace(one, negatives=one.negatives if at else ()) for at, one in enumerate(regions))
-    )
+    """The sample with no more than so many regions, of which the first has no hard negatives."""
+    regions = sample.regions[:number]
+    return replace(sample, regions=tuple(replace(one, negatives=()) for one in regions[:1]) + regions[1:])
 
 
 def batch_of(samples: list[Sample]) -> Batch:
