@@ -118,7 +118,7 @@ def read(path: Path | None, stated: Mapping[str, str]) -> Run:
         return load([path], facts=stated)
     from fgclip_doctor.training import settings_file
 
-    config = settings_file.read(path, output_dir="")
+    config = settings_file.read(path, output_dir=".")
     run = load([config.base] if config.base else [], facts=stated)  # a base brings its scales
     run.subject = str(path)
     for fact in planned(config, ranks=1, source=str(path)):
@@ -145,18 +145,10 @@ def forecast(run: Run, scales: Mapping[str, float] | None = None) -> Forecast:
     plan = ASSUMED | known
     dimension = _need(run, known=bool(scales))
     bank = known.get("bank_size") if _has_bank(run) else None
-    images = plan.get("micro_batch", 0.0) * plan["world_size"]  # of one forward, on all ranks
-    regions = images * plan["regions_per_sample"]
     terms = []
-    for name, rows, batch in (("global", 0, images), ("region", int(bank or 0), regions), ("hard", 0, regions)):
-        hard = name == "hard"
-        stated = known.get(f"candidates.{name}", None if hard else known.get("candidates"))
-        if not (batch or stated):
-            continue
-        candidates = max(stated or (HARD_CANDIDATES if hard else batch), 1.0)
-        if stated and stated > rows:  # what is stated counts the bank's rows too
-            candidates = stated - rows
-        anchors = max(batch or candidates, 1.0) if hard else min(max(batch, 1.0) if batch else candidates, candidates)
+    for name in ("global", "region", "hard"):
+        rows = int(bank or 0) if name == "region" else 0
+        anchors, candidates = _counts(name, plan, rows)
         counts = {"bank off": candidates, "bank full": candidates + rows} if rows else {"": candidates}
         scale = scales[name] if scales else _scale(run, name)
         if not 0 <= scale <= LIMITS["scale"][1]:
@@ -165,7 +157,7 @@ def forecast(run: Run, scales: Mapping[str, float] | None = None) -> Forecast:
             _phase(phase, anchors, count, scale, dimension, plan["accumulation"]) for phase, count in counts.items()
         )
         terms.append(TermForecast(name=name, anchors=anchors, scale=scale, phases=tuple(phases)))
-    banked = None if bank is None else _bank(run, terms[1], int(bank), regions or terms[1].anchors, plan)
+    banked = None if bank is None else _bank(run, terms[1], int(bank), plan)
     used = [name for name in FACTS if name in run.facts and (name in LIMITS or name.startswith("bank_"))]
     return Forecast(
         subject=run.subject or "--fact",
@@ -175,6 +167,19 @@ def forecast(run: Run, scales: Mapping[str, float] | None = None) -> Forecast:
         bank=banked,
         notes=tuple(_notes(run, terms, banked, plan)),
     )
+
+
+def _counts(name: str, plan: Mapping[str, float], rows: int) -> tuple[float, float]:
+    """Anchors and candidates of one forward, on all ranks, without the `rows` of the bank. At least 1 each."""
+    batch = plan.get("micro_batch", 0.0) * plan["world_size"]
+    if name != "global":
+        batch *= plan["regions_per_sample"]
+    if name == "hard":
+        return max(batch, 1.0), plan.get("candidates.hard", float(HARD_CANDIDATES))
+    stated = plan.get(f"candidates.{name}", plan.get("candidates", 0.0))
+    inside = stated - rows if stated > rows else stated  # what is stated counts the bank's rows too
+    candidates = max(inside or batch, 1.0)
+    return min(max(batch, 1.0) if batch else candidates, candidates), candidates
 
 
 def _refuse_nonsense(facts: Mapping[str, Fact]) -> None:
@@ -247,8 +252,9 @@ def _phase(name: str, anchors: float, candidates: float, scale: float, dimension
     )
 
 
-def _bank(run: Run, region: TermForecast, size: int, rows: float, plan: Mapping[str, float]) -> BankForecast:
+def _bank(run: Run, region: TermForecast, size: int, plan: Mapping[str, float]) -> BankForecast:
     off, full = region.phases
+    rows = plan.get("micro_batch", 0.0) * plan["regions_per_sample"] * plan["world_size"] or region.anchors
     forwards_per_step = plan["accumulation"]
     filling, warmup = ceil(size / rows), plan.get("bank_warmup", 0.0)
     clocks = ["step", "forward"]

@@ -101,10 +101,8 @@ def _step(name: str) -> int | None:
 def read_directory(directory: Path) -> Found:
     """All pieces of the checkpoint in `directory`, which stands in the report under the path as given."""
     found = Found(str(directory), _step(directory.name))
-    _attempt(found, _arguments, directory / "training_args.bin")
-    _attempt(found, _trainer_state, directory / "trainer_state.json")
-    _attempt(found, _scheduler, directory / "scheduler.pt")
-    _attempt(found, _config, directory / "config.json")
+    for name, read in READERS.items():
+        _attempt(found, read, directory / name)
     _ranks(found, directory)
     for name in WEIGHTS:
         if not found.tensors:
@@ -174,6 +172,14 @@ def _config(found: Found, path: Path) -> None:
     config = _json(path)
     found.facts.extend(trainer.config_facts(config, str(path)))
     found.transformers = "transformers_version" in config and "clip" in str(config.get("model_type", "")).lower()
+
+
+READERS: dict[str, Callable[[Found, Path], None]] = {  # in the order in which the first that states a fact wins
+    "training_args.bin": _arguments,
+    "trainer_state.json": _trainer_state,
+    "scheduler.pt": _scheduler,
+    "config.json": _config,
+}
 
 
 def _ranks(found: Found, directory: Path) -> None:
@@ -252,8 +258,14 @@ def _renamed(tensor: Tensor, name: str) -> Tensor:
 
 
 def read_file(path: Path) -> Found:
-    """One file: weights, bare or wrapped by a trainer with its optimizer and arguments. Raises `Unreadable`."""
+    """One file: weights, bare or wrapped by a trainer with its optimizer and arguments, or one piece of a checkpoint.
+
+    Raises `Unreadable`.
+    """
     found = Found(str(path), _step(path.name))
+    if path.name in READERS:
+        READERS[path.name](found, path)
+        return found
     if path.suffix == ".safetensors":
         _keep(found, safetensors_file.read(path))
         return found
