@@ -44,6 +44,10 @@ def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnSt
     model = build_model(config).to(device).train()
     groups = parameter_groups(model, config)
     plant(config.faults, model, groups)
+    if config.gradient_checkpointing:
+        model.checkpoint_layers()
+    if config.torch_compile:
+        model.compile_layers()
     clipped = [parameter for _, parameter in named_parameters(groups)]
     optimizer = build_optimizer(groups, config)
     scheduler = build_scheduler(optimizer, config)

@@ -57,7 +57,7 @@ def named_parameters(groups: list[Group]) -> list[tuple[str, nn.Parameter]]:
 
 
 def build_optimizer(groups: list[Group], config: TrainConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LambdaLR:

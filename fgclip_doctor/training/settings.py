@@ -45,6 +45,8 @@ class TrainConfig:
     warmup_steps: int = 20
     schedule: Literal["cosine", "constant"] = "cosine"
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 is autocast; parameters are fp32 either way
+    gradient_checkpointing: bool = False  # less memory and more time: layers are computed again in the backward pass
+    torch_compile: bool = False  # the layers of both towers, at the first step, which then takes a minute or more
 
     logging_steps: int = 1
     save_steps: int = 100
@@ -79,6 +81,8 @@ class TrainConfig:
             "lr_scheduler_type": self.schedule,
             "bf16": self.precision == "bf16",
             "fp16": False,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "torch_compile": self.torch_compile,
             "logging_steps": self.logging_steps,
             "save_steps": self.save_steps,
             "seed": self.seed,

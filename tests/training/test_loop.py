@@ -167,3 +167,9 @@ def test_on_step_gets_the_log(tmp_path: Path) -> None:
 def test_what_cannot_work_says_why(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=complaint):
         train(settings(tmp_path, **changes))
+
+
+def test_checkpointed_layers_change_no_bit_of_a_run(run: Path, tmp_path: Path) -> None:
+    again = latest(train(settings(tmp_path, gradient_checkpointing=True)))
+    expected = pretrained.read(latest(run))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in pretrained.read(again).items())
