@@ -271,7 +271,12 @@ def seconds(step: Step, device: str) -> float:
 
 
 def peak_megabytes(name: str, arguments: argparse.Namespace) -> float:
-    """For a fresh process: the most memory that two steps of one model take, its optimizer included."""
+    """The most memory that a process of its own takes for two steps of one model."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(own_peak_megabytes, name, arguments).result()
+
+
+def own_peak_megabytes(name: str, arguments: argparse.Namespace) -> float:
     torch.set_num_threads(arguments.threads)
     step = build(name, arguments)
     for _ in range(2):
@@ -304,10 +309,12 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="without the plain step")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    report(arguments)
 
+
+def report(arguments: argparse.Namespace) -> None:
     names = ["ours"] if arguments.alone else ["plain", "ours"]
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as fresh:
-        peaks = {name: fresh.submit(peak_megabytes, name, arguments).result() for name in names}
+    peaks = {name: peak_megabytes(name, arguments) for name in names}
     steps = {name: build(name, arguments) for name in names}
     losses = {name: step() for name, step in steps.items()}  # before any update; it also warms up
     times: dict[str, list[float]] = {name: [] for name in names}
