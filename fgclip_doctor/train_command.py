@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from fgclip_doctor.core.model import FgclipModel
 
-REPORTS = 20  # lines of progress in a run that no terminal shows
+REPORTS = 20  # lines of progress at least, where there are as many steps, in a run that no terminal shows
+MOST_STEPS = 100  # between two of them
 SMALL = 128  # wide at most: a model that gains nothing by a second thread, and loses much beside other work
 SCALES = {"global": "logit_scale", "region": "logit_scale_finegraind", "hard": "logit_scale_hardneg"}
 
@@ -143,7 +144,7 @@ class Display:
         last = self.done == self.steps
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=self.done, said=said)
-        elif last or self.done - self.told >= max(self.steps // REPORTS, 1):
+        elif last or self.done - self.told >= min(max(self.steps // REPORTS, 1), MOST_STEPS):
             self.told = self.done
             say(self.console, f"step {self.done}/{self.steps}  {said}")
 

@@ -78,6 +78,8 @@ def save(config: TrainConfig) -> None:
 
 def _parsed(path: Path, parse: Any) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise SettingsError(f"{path}: not a file")
         if path.stat().st_size > MAX_BYTES:
             raise SettingsError(f"{path}: too large for settings")
         document = parse(path.read_text(encoding="utf-8"))
