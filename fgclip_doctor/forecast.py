@@ -165,7 +165,7 @@ def forecast(run: Run, scales: Mapping[str, float] | None = None) -> Forecast:
         assumed={name: value for name, value in ASSUMED.items() if name not in run.facts},
         terms=tuple(terms),
         bank=banked,
-        notes=tuple(_notes(run, terms, banked, plan)),
+        notes=tuple(_notes(run, terms, banked, plan, ours=bool(scales))),
     )
 
 
@@ -285,9 +285,9 @@ def _bank(run: Run, region: TermForecast, size: int, plan: Mapping[str, float]) 
 
 
 def _notes(
-    run: Run, terms: Sequence[TermForecast], bank: BankForecast | None, plan: Mapping[str, float]
+    run: Run, terms: Sequence[TermForecast], bank: BankForecast | None, plan: Mapping[str, float], *, ours: bool
 ) -> Iterator[str]:
-    """What of the plan contradicts itself, or is easily misread."""
+    """What of the plan contradicts itself, or is easily misread. `ours` if it is known how its losses gather."""
     steps, warmup = plan.get("max_steps"), plan.get("warmup_steps")
     if "scale" in run.facts and plan["scale"] < LOG_SPACE:
         yield (
@@ -308,7 +308,7 @@ def _notes(
         elif one.full_step > (steps or 0):
             yield f"the bank is never full{counted}: the run ends after {steps:g} steps, before step {one.full_step:g}"
     if "bank_size" in run.facts and bank is None:
-        yield "the configuration has a bank, and keeps it off"
+        yield "the memory bank is off, so its rows are no candidates"
     if steps and warmup is not None and warmup >= steps:
         yield (
             f"the learning rate's warmup of {warmup:g} steps is as long as the run of {steps:g}, or longer: "
@@ -321,7 +321,7 @@ def _notes(
             f"accumulation averages {plan['accumulation']:g} forwards, so a step's noise is "
             f"{sqrt(plan['accumulation']):.1f} times less; it adds no candidates"
         )
-    if plan["world_size"] > 1 and not any(name.startswith("candidates") for name in run.facts):
+    if not ours and plan["world_size"] > 1 and not any(name.startswith("candidates") for name in run.facts):
         yield (
             f"candidates of all {plan['world_size']:g} ranks are counted; where a loss doesn't gather them, "
             "--fact candidates.region=N states how many it has"

@@ -121,7 +121,7 @@ def test_the_warmup_in_both_clocks_when_none_is_said() -> None:
         ({"scale": "2.6592"}, "exp(2.6592) = 14.28"),
         ({"scale": "102"}, "above CLIP's cap"),
         ({"scale": "100"}, None),
-        ({"bank_enabled": "false"}, "keeps it off"),
+        ({"bank_enabled": "false"}, "the memory bank is off"),
         ({"world_size": "2"}, "all 2 ranks"),
         ({"micro_batch": "1", "bank_size": None, "bank_warmup": None}, "single candidate"),
     ],
