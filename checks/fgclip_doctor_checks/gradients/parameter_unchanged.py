@@ -6,7 +6,7 @@ from math import log
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.parts import ELDER, TOWER_OF, scales, tower
 from fgclip_doctor.provenance import half_ulp
-from fgclip_doctor.run import Checkpoint, Tensor
+from fgclip_doctor.run import Checkpoint, Optimizer, Tensor
 
 SAMPLE = 24  # tensors of a tower that are compared: enough to see that it moved
 
@@ -32,7 +32,10 @@ def parameter_unchanged(run: Run, *, cap: float = log(100)) -> Iterator[Finding]
     if before.step is not None and before.step == now.step:
         raise Missing("both checkpoints are of the same step")
     resting = {scale.name for scale in scales(run).values() if abs(scale.item() - cap) <= 0.02}
-    for name in dict.fromkeys([*_expected(run, before), *_with_gradient(run)]):
+    learning = list(_with_gradient(run))
+    if 2 * sum(_same(run, before, name) is False for name in learning) <= len(learning):
+        learning = []  # the learning rate's warmup may have begun at zero
+    for name in dict.fromkeys([*_expected(run, before), *learning]):
         tensor = run.tensors[name]
         if not _same(run, before, name) or _hidden(run, tensor) or name in resting:
             continue
@@ -78,16 +81,24 @@ def _same(run: Run, before: Checkpoint, name: str) -> bool | None:
 def _with_gradient(run: Run) -> Iterator[str]:
     """Parameters that the optimizer certainly holds and that had gradients at a learning rate over zero."""
     optimizer = run.checkpoint.optimizer
-    for index, names in (optimizer.names if optimizer else {}).items():
-        state = optimizer.states.get(index) if optimizer else None
+    if optimizer is None:
+        return
+    for index, names in optimizer.names.items():
+        state = optimizer.states.get(index)
         if (
             len(names) == 1
             and names[0] in run.tensors
             and state
             and state.exp_avg_sq
-            and state.exp_avg_sq.statistics.maximum > 0
+            and state.exp_avg_sq.statistics.maximum > _epsilon(optimizer, index) ** 2
         ):
             yield names[0]
+
+
+def _epsilon(optimizer: Optimizer, index: int) -> float:
+    """Adam's eps: gradients far below it move nothing, however high the learning rate."""
+    eps = optimizer.group_of(index).options.get("eps")
+    return eps if isinstance(eps, float) else 1e-8
 
 
 def _hidden(run: Run, tensor: Tensor) -> bool:

@@ -19,13 +19,19 @@ OLD |= {name: np.array(3.0) for name in SCALES.values()}
 
 
 def two(
-    same: Sequence[str], *, dtype: str = "float32", lr: float = 1e-3, adamw: bool = True, base: bool = False
+    same: Sequence[str],
+    *,
+    dtype: str = "float32",
+    lr: float = 1e-3,
+    adamw: bool = True,
+    base: bool = False,
+    **options: float,
 ) -> Run:
     """Everything moved by 0.001 between two checkpoints, but those in `same`."""
     first = checkpoint(OLD, 50, dtype=dtype)
     new = {name: values if name in same else values * 1.01 for name, values in OLD.items()}
     weights = checkpoint(new, 100, dtype=dtype).tensors
-    last = checkpoint(weights, 100, optimizer=adam(weights, lr=lr) if adamw else None)
+    last = checkpoint(weights, 100, optimizer=adam(weights, lr=lr, **options) if adamw else None)
     roles = {**HEADS, **SCALES}
     return run(last, base=first, roles=roles) if base else run(first, last, roles=roles)
 
@@ -42,6 +48,11 @@ def test_a_part_that_stands_still_is_named(name: str, *, adamw: bool, base: bool
 def test_a_parameter_with_gradients_that_stands_still_is_named() -> None:
     [finding] = parameter_unchanged(two(BLOCKS[:1]))
     assert finding.where == BLOCKS[0]
+
+
+def test_gradients_far_below_eps_and_a_warmup_that_begins_at_zero_are_quiet() -> None:
+    assert not list(parameter_unchanged(two(BLOCKS[:1], eps=1e-3)))
+    assert not list(parameter_unchanged(two([*BLOCKS, *HEADS.values(), *SCALES.values()])))
 
 
 def test_all_moved_is_quiet() -> None:
