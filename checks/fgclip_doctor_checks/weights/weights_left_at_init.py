@@ -112,13 +112,15 @@ def _by_base(run: Run, looks: dict[str, Randomness]) -> Iterator[str]:
 
 
 def _likeness(one: Tensor, other: Tensor) -> float:
-    """The cosine between two tensors of one shape; 0 for other shapes."""
+    """The cosine between two tensors of one shape, of squares also with the transpose (FGD702); 0 for other shapes."""
     import numpy as np
 
     if one.shape != other.shape:
         return 0.0
-    ours, theirs = one.values().ravel().astype(np.float64), other.values().ravel().astype(np.float64)
-    return float(ours @ theirs) / (float(np.linalg.norm(ours) * np.linalg.norm(theirs)) or 1.0)
+    ours, theirs = one.values().astype(np.float64), other.values().astype(np.float64)
+    square = ours.ndim == 2 and ours.shape[0] == ours.shape[1]
+    products = [float(np.vdot(ours, way)) for way in ((theirs, theirs.T) if square else (theirs,))]
+    return max(products, key=abs) / (float(np.linalg.norm(ours) * np.linalg.norm(theirs)) or 1.0)
 
 
 def _by_kind(run: Run, looks: dict[str, Randomness]) -> Iterator[str]:

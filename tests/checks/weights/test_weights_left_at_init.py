@@ -150,3 +150,10 @@ def test_a_base_of_another_model_proves_nothing() -> None:
     base = {name: new(*one.shape) if one.ndim > 1 else one for name, one in pretrained().items()}
     weights = {name: new(*one.shape) if one.ndim > 1 else one for name, one in base.items()}
     assert not found(tuned(weights, base=checkpoint(base)))
+
+
+def test_a_transposed_projection_was_loaded_all_the_same() -> None:
+    """It is random beside its base, but not beside the base's transpose: FGD702 says what happened."""
+    base = with_new(pretrained(), "projection")
+    weights = {**base, "visual_projection.weight": base["visual_projection.weight"].T}
+    assert not found(tuned(weights, base=checkpoint(base)))
