@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fgclip_doctor.run import Checkpoint, Fact, Optimizer, Run, Source
+from fgclip_doctor.run import Checkpoint, Optimizer, Run
 from fgclip_doctor.sources import checkpoint as checkpoints
 from fgclip_doctor.sources import optimizer as optimizers
 from fgclip_doctor.sources import roles as parts
 from fgclip_doctor.sources import trainer
 from fgclip_doctor.sources.alignment import under_names_of
 from fgclip_doctor.sources.checkpoint import Found
-from fgclip_doctor.sources.files import Unreadable
+from fgclip_doctor.sources.facts import stated
+from fgclip_doctor.sources.files import Unreadable, reason
 
 
 def load(
@@ -52,7 +53,7 @@ def load(
             if name not in run.series or len(series.steps) > len(run.series[name].steps):
                 run.series[name] = series  # a log_history holds all that went before it
     for name, text in (facts or {}).items():
-        run.facts[name] = Fact(name, _value(text), Source("--fact", name))
+        run.facts[name] = stated(name, text)
     for fact in trainer.derived(run.facts):
         run.facts.setdefault(fact.name, fact)
     run.roles = parts.find(found[-1].tensors if found else {}, run.series, roles)
@@ -72,7 +73,7 @@ def _read_path(path: Path) -> tuple[list[Found], list[Found]]:
         inner = checkpoints.inner_checkpoints(path) if is_directory else []
         around = bool(inner) and checkpoints.is_checkpoint(path)
     except OSError as error:
-        raise Unreadable(path, error.strerror or str(error)) from None
+        raise Unreadable(path, reason(error)) from None
     if not is_directory:
         return [checkpoints.read_file(path)], []
     found = [_read(one) for one in inner] if inner else [checkpoints.read_directory(path)]
@@ -124,15 +125,3 @@ def _name_optimizers(found: Iterable[Found]) -> None:
 
 def _older(one: Found, other: Found) -> bool:
     return one.order is not None and other.order is not None and one.order < other.order
-
-
-def _value(text: str) -> int | float | bool | str:
-    """A fact as it is typed: a whole number, a number, true or false, else text."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from fgclip_doctor.run import Checkpoint, Fact, Optimizer, Series, Source, Tensor
 from fgclip_doctor.sources import optimizer as optimizers
 from fgclip_doctor.sources import roles, safetensors_file, torch_file, trainer
-from fgclip_doctor.sources.files import Unreadable, inside, read_json
+from fgclip_doctor.sources.facts import valid
+from fgclip_doctor.sources.files import Unreadable, inside, read_json, reason
 from fgclip_doctor.sources.naming import Weights
 from fgclip_doctor.sources.pickles import Stub
 
@@ -75,10 +76,18 @@ def is_checkpoint(directory: Path) -> bool:
     return bool(names & {*PIECES, *WEIGHTS, *(f"{weights}.index.json" for weights in WEIGHTS)})
 
 
+def _may_be_checkpoint(entry: Path) -> bool:
+    """True for a folder with a checkpoint, or one that may not be looked into, which is then worth a line."""
+    try:
+        return entry.is_dir() and is_checkpoint(entry)
+    except PermissionError:
+        return True
+
+
 def inner_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints that a run directory holds, by step: folders, else bare files of weights."""
     entries = sorted(directory.iterdir(), key=lambda entry: (_count(entry.name), entry.name))
-    folders = [entry for entry in entries if _step(entry.name) is not None and entry.is_dir() and is_checkpoint(entry)]
+    folders = [entry for entry in entries if _step(entry.name) is not None and _may_be_checkpoint(entry)]
     if folders or is_checkpoint(directory):
         return folders
     return [entry for entry in entries if entry.suffix in BARE and not NOT_WEIGHTS.search(entry.name)]
@@ -99,28 +108,34 @@ def _step(name: str) -> int | None:
 
 
 def read_directory(directory: Path) -> Found:
-    """All pieces of the checkpoint in `directory`, which stands in the report under the path as given."""
+    """All pieces of the checkpoint in `directory`, which stands in the report under the path as given.
+
+    A piece that can't be read is worth a line, not the end.
+    """
     found = Found(str(directory), _step(directory.name))
+    try:
+        there = {entry.name for entry in directory.iterdir()}
+    except OSError as error:
+        found.problems.append(Unreadable(directory, reason(error)))
+        return found
+
+    def attempt(read: Callable[[Found, Path], None], name: str) -> None:
+        if name in there:
+            try:
+                read(found, directory / name)
+            except Unreadable as error:
+                found.problems.append(error)
+
     for name, read in READERS.items():
-        _attempt(found, read, directory / name)
-    _ranks(found, directory)
+        attempt(read, name)
+    _ranks(found, there)
     for name in WEIGHTS:
         if not found.tensors:
-            _attempt(found, _shards, directory / f"{name}.index.json")
+            attempt(_shards, f"{name}.index.json")
         if not found.tensors:
-            _attempt(found, _weights, directory / name)
-    _attempt(found, _optimizer, directory / "optimizer.pt")
+            attempt(_weights, name)
+    attempt(_optimizer, "optimizer.pt")
     return found
-
-
-def _attempt(found: Found, read: Callable[[Found, Path], None], path: Path) -> None:
-    """Read one piece if it is there. That it can't be read is worth a line, not the end."""
-    if not path.exists() and not path.is_symlink():
-        return
-    try:
-        read(found, path)
-    except Unreadable as error:
-        found.problems.append(error)
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -153,11 +168,10 @@ def _trainer_state(found: Found, path: Path) -> None:
     state = _json(path)
     known = {key: state.get(key) for key in ("global_step", "max_steps", "num_train_epochs")}
     found.facts.extend(trainer.facts(known, str(path)))
-    batch = state.get("train_batch_size")
-    if isinstance(batch, int) and batch > 0:  # here that of one process; DeepSpeed calls the whole batch so
+    batch = valid("micro_batch", state.get("train_batch_size"))
+    if batch is not None:  # here that of one process; DeepSpeed calls the whole batch so
         found.facts.append(Fact("micro_batch", batch, Source(str(path), "train_batch_size")))
-    step = state.get("global_step")
-    found.trainer_step = step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
+    found.trainer_step = _number(state.get("global_step"))
     found.series = trainer.series(state.get("log_history"), str(path))
 
 
@@ -182,11 +196,11 @@ READERS: dict[str, Callable[[Found, Path], None]] = {  # in the order in which t
 }
 
 
-def _ranks(found: Found, directory: Path) -> None:
+def _ranks(found: Found, names: Iterable[str]) -> None:
     """The Trainer saves the random state of every rank, as rng_state.pth or rng_state_N.pth."""
-    ranks = [entry for entry in directory.glob("rng_state*.pth") if re.fullmatch(r"rng_state(_\d+)?\.pth", entry.name)]
+    ranks = sum(re.fullmatch(r"rng_state(_\d+)?\.pth", name) is not None for name in names)
     if ranks:
-        found.facts.append(Fact("world_size", len(ranks), Source(str(directory), "rng_state*.pth")))
+        found.facts.append(Fact("world_size", ranks, Source(found.path, "rng_state*.pth")))
 
 
 def _optimizer(found: Found, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,14 +40,14 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise Unreadable(path, _reason(error)) from error
+        raise Unreadable(path, reason(error)) from error
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise Unreadable(path, f"is {_kind(mode)}, not a file")
         yield descriptor
     except OSError as error:
-        raise Unreadable(path, _reason(error)) from error
+        raise Unreadable(path, reason(error)) from error
     finally:
         os.close(descriptor)
 
@@ -90,16 +91,22 @@ def parse_json(path: str | os.PathLike[str], data: bytes) -> Any:
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > JSON_VALUES:
         raise Unreadable(path, f"holds more than {JSON_VALUES:,} JSON values")
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), parse_int=_integer)
     except RecursionError as error:
         raise Unreadable(path, "is nested too deeply for JSON") from error
     except UnicodeDecodeError as error:
         raise Unreadable(path, f"is not UTF-8 (byte {error.start:,})") from error
-    except ValueError as error:  # also an integer of more than 4300 digits
+    except ValueError as error:
         raise Unreadable(path, f"is not JSON: {error}") from error
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _integer(digits: str) -> int | float:
+    """An integer that a float can hold, so that every number can be computed with; others are infinite."""
+    return int(digits) if len(digits) < sys.float_info.max_10_exp else float(digits)
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Why the system refused, in the words that every source uses."""
     if isinstance(error, FileNotFoundError):
         return "does not exist"
     if isinstance(error, PermissionError):

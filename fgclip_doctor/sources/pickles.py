@@ -22,7 +22,7 @@ MAX_OPCODES = 4_000_000  # the optimizer state of ten thousand parameters is abo
 MAX_CONTAINERS = 1_000_000
 MAX_MEMO = 2_000_000
 MAX_MARKS = 10_000
-MAX_INTEGER = 1024  # bytes
+MAX_INTEGER = 127  # bytes: what a float can hold, so that every number can be computed with
 MAX_SHOWN = 1000  # characters of a text
 MAX_ODD_KEYS = 10_000  # keys whose hashes a file can make collide: tuples and long integers
 

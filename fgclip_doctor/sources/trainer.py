@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fgclip_doctor.run import Fact, Series, Source
+from fgclip_doctor.sources.facts import valid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,10 +54,6 @@ FACT_KEYS: dict[str, tuple[str, ...]] = {
     "hidden_act": ("hidden_act",),
     "loss_kind": ("loss_kind",),
 }
-TEXTS = {"schedule", "hidden_act", "loss_kind"}
-SWITCHES = {"bf16", "fp16"}
-LARGEST = 2.0**63
-AT_LEAST_ONE = {"micro_batch", "accumulation", "world_size", "max_steps", "num_epochs", "dataset_size", "dimension"}
 
 _BANK = r"(?:\w*_)?(?:memory_?bank|bank|xbm|queue|moco)"
 BANK_ENABLED = re.compile(rf"(?:use|enable|with)_{_BANK}|{_BANK}_(?:enabled?|on)")
@@ -73,7 +70,7 @@ def facts(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
     """The facts that `mapping` states: the fields of a TrainingArguments, an argparse namespace, a config.json."""
     for name, keys in FACT_KEYS.items():
         for key in keys:
-            value = _valid(name, mapping.get(key))
+            value = valid(name, mapping.get(key))
             if value is not None:
                 yield Fact(name, value, Source(path, key))
                 break
@@ -93,31 +90,12 @@ def config_facts(config: Mapping[str, Any], path: str) -> Iterator[Fact]:
         yield Fact("loss_kind", "sigmoid", Source(path, "model_type"))
 
 
-def _valid(name: str, value: object) -> Any:
-    """`value` if it can state the fact `name`, else None. Trainers write -1, 0 or null for what wasn't set."""
-    if name in TEXTS:
-        return value if isinstance(value, str) and value else None
-    if name in SWITCHES:
-        return value if isinstance(value, bool) else None
-    number = _number(value)
-    if number is None or (name in AT_LEAST_ONE and number <= 0) or number < 0:
-        return None
-    return number
-
-
-def _number(value: object) -> int | float | None:
-    """A finite number that a float can hold; JSON and pickles know others."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if -LARGEST < value < LARGEST else None
-
-
 def _warmup(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
     """transformers 5 reads `warmup_steps` below one as a share of the run; 4 lets it win over `warmup_ratio` if set."""
     key = next((key for key in ("warmup_steps", "num_warmup_steps", "warmup") if key in mapping), None)
-    steps = _number(mapping.get(key)) if key else None
-    ratio = _number(mapping.get("warmup_ratio"))
-    if key is None or steps is None or steps < 0:
+    steps = valid("warmup_steps", mapping.get(key)) if key else None
+    ratio = valid("warmup_ratio", mapping.get("warmup_ratio"))
+    if key is None or steps is None:
         return
     if 0 < steps < 1:
         yield Fact("warmup_ratio", steps, Source(path, key))
@@ -128,13 +106,13 @@ def _warmup(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
 def _bank(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
     """What custom arguments say about a memory bank, whatever they call it, and in a section of their own or not."""
     for key, value in _flat(mapping):
-        word, number, source = key.lower().replace(".", "_"), _number(value), Source(path, key)
+        word, source = key.lower().replace(".", "_"), Source(path, key)
         if isinstance(value, bool) and BANK_ENABLED.fullmatch(word):
             yield Fact("bank_enabled", value, source)
-        elif number is not None and number > 0 and BANK_SIZE.fullmatch(word):
-            yield Fact("bank_size", int(number), source)
-        elif number is not None and number >= 0 and BANK_WARMUP.fullmatch(word):
-            yield Fact("bank_warmup", number, source)
+        elif BANK_SIZE.fullmatch(word) and valid("bank_size", value):
+            yield Fact("bank_size", int(value), source)
+        elif BANK_WARMUP.fullmatch(word) and valid("bank_warmup", value) is not None:
+            yield Fact("bank_warmup", value, source)
             if FORWARD_WORDS.search(word):
                 yield Fact("bank_clock", "forward", source)
             elif STEP_WORDS.search(word):
@@ -159,7 +137,7 @@ def _flat(mapping: Mapping[str, Any], depth: int = 2) -> Iterator[tuple[str, Any
 def scheduler_facts(scheduler: Mapping[str, Any], path: str) -> Iterator[Fact]:
     """The peak learning rate, where one rate holds for every group."""
     rates = scheduler.get("base_lrs")
-    known = {rate for rate in rates if _number(rate) is not None} if isinstance(rates, list) else set()
+    known = {rate for rate in rates if valid("learning_rate", rate) is not None} if isinstance(rates, list) else set()
     if len(known) == 1:
         yield Fact("learning_rate", known.pop(), Source(path, "base_lrs"))
 
@@ -204,10 +182,7 @@ def _logged(value: object) -> float | None:
     if isinstance(value, str):
         lower = value.lower().removeprefix("-")
         return float(value) if lower in ("nan", "inf", "infinity") else None
-    if isinstance(value, float):
-        return value
-    number = _number(value)
-    return None if number is None else float(number)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _array(values: list[Any], dtype: str) -> NDArray[Any]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,23 @@ def test_an_index_that_is_none_falls_back_to_the_weights(tmp_path: Path, weight_
     assert set(found.tensors) == set(WEIGHTS)
     assert found.defined_order  # "visual" before "logit_scale": not the alphabet's
     assert len(found.problems) == 1
+
+
+def test_a_folder_that_may_not_be_looked_into_costs_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "config.json").write_text("{}")
+    listed = Path.iterdir
+
+    def guarded(folder: Path) -> Iterator[Path]:  # the superuser, who may run this, is refused nothing
+        if folder.name == "checkpoint-2":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", guarded)
+    first, second = (read_directory(folder) for folder in inner_checkpoints(tmp_path))
+    assert first.problems == []
+    assert [str(one) for one in second.problems] == [f"{tmp_path}/checkpoint-2: may not be read (permission denied)"]
 
 
 def test_ranks_are_counted(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_log_history_becomes_series() -> None:
         {"loss": 9.0},
         "not an entry",
         {"step": True, "loss": 9.0},
-        {"step": 3, "loss": [1], "huge": 10**400},
+        {"step": 3, "loss": [1]},
     ]
     series = trainer.series(history, "trainer_state.json")
     assert list(series) == ["loss", "grad_norm", "eval_loss"]
