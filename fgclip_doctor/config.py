@@ -19,6 +19,8 @@
 
 from __future__ import annotations
 
+import math
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -59,8 +61,10 @@ class Config:
                 if name not in defaults:
                     has = ", ".join(defaults) or "none"
                     raise ConfigError(f"{self.path}: thresholds: {rule} has no threshold {name!r} (it has: {has})")
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise ConfigError(f"{self.path}: thresholds: {rule}.{name} must be a number, not {value!r}")
+                whole = isinstance(defaults[name], int)
+                if type(value) not in ((int,) if whole else (int, float)) or math.isnan(value):
+                    must = "a whole number" if whole else "a number"
+                    raise ConfigError(f"{self.path}: thresholds: {rule}.{name} must be {must}, not {value!r}")
 
 
 def parse_fail_on(text: str) -> Severity | None:
@@ -80,6 +84,8 @@ def read_config(path: Path | None) -> Config:
     if not given and not path.is_file():
         return Config()
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{path}: not a file")  # a pipe or a device might never end
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: too large for a configuration")
         document = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,24 @@ def test_a_missing_file_that_was_asked_for_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path / "absent.toml")
 
 
+def test_what_might_never_end_is_no_configuration(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path in (tmp_path / "pipe.toml", tmp_path, Path(os.devnull)):
+        with pytest.raises(ConfigError, match="not a file"):
+            read_config(path)
+
+
 def test_thresholds_must_exist(tmp_path: Path) -> None:
     checks, _ = installed_checks()
-    for text in ("[thresholds.no-such-rule]\nx = 1", "[thresholds.FGD301]\nx = 1", "[thresholds.FGD301]\ncap = 'x'"):
-        with pytest.raises(ConfigError):
+    for text in (
+        "[thresholds.no-such-rule]\nx = 1",
+        "[thresholds.FGD301]\nx = 1",
+        "[thresholds.FGD301]\ncap = 'x'",
+        "[thresholds.FGD301]\ncap = true",
+        "[thresholds.FGD301]\ncap = nan",
+        "[thresholds.FGD502]\npoints = 2.5",
+    ):
+        with pytest.raises(ConfigError, match=r"^[^\n]*doctor\.toml: thresholds: "):
             read_config(write(tmp_path / "doctor.toml", text)).check_against(checks)
     read_config(write(tmp_path / "doctor.toml", "[thresholds.FGD301]\ncap = 5")).check_against(checks)
 
