@@ -49,25 +49,28 @@ def diagnose(
 
     `thresholds` sets keyword arguments by code or by name of the check. `on_check` is called before each.
     """
+    import numpy as np
+
     thresholds = thresholds or {}
     fired: list[Finding] = []
     passed: list[str] = []
     skipped: list[tuple[str, str]] = []
     crashed: list[tuple[str, str]] = []
-    for check in checks:
-        on_check(check)
-        settings = {**thresholds.get(check.name, {}), **thresholds.get(check.code, {})}
-        try:
-            findings = [_stamp(finding, check) for finding in check(run, **settings)]
-        except Missing as missing:
-            skipped.append((check.code, str(missing)))
-        except Exception as error:  # noqa: BLE001 - a bug in one check must not hide what the others found
-            crashed.append((check.code, _one_line(error)))
-        else:
-            fired.extend(findings)
-            if not findings:
-                passed.append(check.code)
-    observations, crashes = observe(run)
+    with np.errstate(all="ignore"):  # weights may be any pattern of bits: what overflows is infinite, and no verdict
+        for check in checks:
+            on_check(check)
+            settings = {**thresholds.get(check.name, {}), **thresholds.get(check.code, {})}
+            try:
+                findings = [_stamp(finding, check) for finding in check(run, **settings)]
+            except Missing as missing:
+                skipped.append((check.code, str(missing)))
+            except Exception as error:  # noqa: BLE001 - a bug in one check must not hide what the others found
+                crashed.append((check.code, _one_line(error)))
+            else:
+                fired.extend(findings)
+                if not findings:
+                    passed.append(check.code)
+        observations, crashes = observe(run)
     return Report(
         subject=run.subject,
         detected=dict(sorted(run.roles.items())),

@@ -64,7 +64,8 @@ def _trained(run: Run) -> Iterator[Evidence]:
         had_gradient = moment is not None and moment.statistics.maximum > 0
         state = "yes" if had_gradient else "never"
         rms = f"gradient RMS {_rms(moment):.2g}, " if had_gradient and moment is not None else ""
-        yield _part(role, tensor, state, f"{rms}learning rate {group.initial_lr:g}")
+        rate = "learning rate not known" if group.initial_lr is None else f"learning rate {group.initial_lr:g}"
+        yield _part(role, tensor, state, f"{rms}{rate}")
 
 
 def _part(role: str, tensor: Tensor, state: str, why: str) -> Evidence:

@@ -177,7 +177,15 @@ def origin(run: Run, *, widest: float = 0.3, nearest: float = 0.03) -> Origin:
     return answer
 
 
-MANTISSA = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # stored bits
+MANTISSA = {  # stored bits
+    "float8_e5m2": 2,
+    "float8_e4m3fn": 3,
+    "bfloat16": 7,
+    "float16": 10,
+    "float32": 23,
+    "float64": 52,
+}
+SMALLEST = {"float8_e5m2": -14, "float8_e4m3fn": -6, "float16": -14}  # exponents of normal numbers; the others' is -126
 
 
 def half_ulps(values: NDArray[Any], dtype: str) -> NDArray[np.float64]:
@@ -186,7 +194,7 @@ def half_ulps(values: NDArray[Any], dtype: str) -> NDArray[np.float64]:
 
     sizes = np.abs(np.asarray(values, dtype=np.float64))
     exponents = np.where(sizes == 0, -1000, np.frexp(sizes)[1] - 1)
-    exponents = np.maximum(exponents, -14 if dtype == "float16" else -126)  # subnormal below
+    exponents = np.maximum(exponents, SMALLEST.get(dtype, -126))  # subnormal below
     return np.asarray(np.ldexp(1.0, exponents - MANTISSA[dtype] - 1))
 
 

@@ -157,6 +157,9 @@ def _term(run: Run, name: str) -> Term:
     if anchors < 1 or candidates < 2:
         raise Missing(f"the {name} loss has fewer than two candidates")
     scale, source = scale_of(run, name)
+    dimension = dimension_of(run)
+    if dimension < 2:
+        raise Missing(f"an embedding of width {dimension} has no null level")
     every = min((b - a for a, b in pairwise(sorted(set(series.steps.tolist())))), default=1)
     return Term(
         name=name,
@@ -168,7 +171,7 @@ def _term(run: Run, name: str) -> Term:
         counted=how,
         scale=scale,
         scale_source=source,
-        dimension=dimension_of(run),
+        dimension=dimension,
         accumulation=int(every * run.number("accumulation", 1.0) * run.number("world_size", 1.0)),
     )
 

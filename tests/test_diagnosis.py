@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from fgclip_doctor import Check, Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.diagnosis import diagnose
 
@@ -46,6 +48,16 @@ def test_one_crash_hides_nothing() -> None:
     assert report.passed == ("LAB002",)
     assert [finding.code for finding in report.findings] == ["LAB001"]
     assert report.exit_code(None) == 2, "a check that crashed is never a pass"
+
+
+def test_what_overflows_in_a_check_is_no_warning() -> None:
+    @check("LAB902", "overflows", Severity.ERROR)
+    def overflows(run: Run) -> Iterator[Finding]:
+        """Weights of 1e38 are squared."""
+        if np.square(np.float32(1e38)) < 1:
+            yield Finding(message="small", where="x", evidence=PROOF)
+
+    assert diagnose(RUN, [overflows]).passed == ("LAB902",)
 
 
 def test_a_finding_is_stamped_with_its_rule() -> None:

@@ -136,7 +136,16 @@ def test_origin_can_not_be_told_where_learning_rates_reach_as_far() -> None:
 
 @pytest.mark.parametrize(
     ("value", "dtype", "expected"),
-    [(1.0, "bfloat16", 2**-8), (2.66, "bfloat16", 2**-7), (1.99, "float32", 2**-24), (1e-6, "float16", 2**-25)],
+    [
+        (1.0, "bfloat16", 2**-8),
+        (2.66, "bfloat16", 2**-7),
+        (1.99, "float32", 2**-24),
+        (1e-6, "float16", 2**-25),
+        (4.6, "float8_e4m3fn", 2**-2),
+        (1e-6, "float8_e4m3fn", 2**-10),
+        (4.6, "float8_e5m2", 2**-1),
+        (1e-6, "float8_e5m2", 2**-17),
+    ],
 )
 def test_half_an_ulp(value: float, dtype: str, expected: float) -> None:
     assert half_ulp(value, dtype) == expected

@@ -130,7 +130,8 @@ def _disagreeing(
     for index in _open(names):
         state = optimizer.states.get(index)
         if state and state.exp_avg and state.exp_avg_sq and _fits(state.exp_avg):
-            push = state.exp_avg.values() / (np.sqrt(state.exp_avg_sq.values()) + 1e-12)
+            squares = np.abs(state.exp_avg_sq.values())
+            push = state.exp_avg.values() / (np.sqrt(squares) + 1e-12)
             directions[index] = push.ravel()
     changes = {}
     for name in dict.fromkeys(name for index in directions for name in names[index]):

@@ -25,7 +25,7 @@ def bank_holds_noise(run: Run) -> Iterator[Finding]:
         "Statistical Analysis of Spherical Data" (uniformity on the sphere).
     """
     bank = memory_bank(run)
-    written, pointer = bank.written, bank.pointer or 0
+    written, pointer = bank.written, (bank.pointer or 0) % bank.size  # some count on, and wrap when they write
     if written == 0:
         raise Missing("the bank says itself that it holds no rows yet")
     if written is None and not warmup_over(run):

@@ -30,7 +30,7 @@ def yardstick_moved(run: Run, *, agreement: float = 0.2, points: int = 5) -> Ite
         if term.before is None:
             reasons.append(f"nothing is known to have changed the candidates of the {term.name} loss")
             continue
-        jump = _jump(term, points)
+        jump = _jump(term, max(points, 2))
         if jump is None:
             reasons.append(f"the {term.name} loss has too few values")
             continue

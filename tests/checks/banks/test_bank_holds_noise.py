@@ -42,6 +42,11 @@ def test_fires_on_the_half_that_was_never_written() -> None:
     assert [place for _, place in found] == ["The image rows 128 to 256", "The text rows 128 to 256"]
 
 
+def test_a_pointer_may_count_on_and_wrap_only_when_it_writes() -> None:
+    found = places(bank_run(saved(half(CONE, NOISE, 128), pointer=128 + 3 * 256, full=True)))
+    assert [place for _, place in found] == ["The image rows 128 to 256", "The text rows 128 to 256"]
+
+
 def test_fires_on_one_modality() -> None:
     assert [where for where, _ in places(bank_run(saved((CONE[0], NOISE[1]), pointer=0, full=True)))] == [
         "region_text_queue"
