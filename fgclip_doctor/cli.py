@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -42,6 +44,18 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(2)
 
 
+def _show(text: str) -> None:
+    """Print `text`. A reader that has left, as `head` does, has seen enough: the exit code stays what it is."""
+    if sys.stdout is None:
+        raise _fail("standard output is closed")
+    try:
+        typer.echo(text, nl=False)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in the buffer
+        if not isinstance(error, BrokenPipeError):
+            raise _fail(f"standard output: {error.strerror}") from None
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"fgclip-doctor {__version__}")
@@ -54,7 +68,8 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    pass
+    if isinstance(sys.stdout, TextIOWrapper):  # names may have letters that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 Select = Annotated[list[str] | None, typer.Option("--select", help="Only these rules: codes, prefixes or names.")]
@@ -62,7 +77,9 @@ Ignore = Annotated[list[str] | None, typer.Option("--ignore", help="Not these ru
 Facts = Annotated[
     list[str] | None, typer.Option("--fact", metavar="NAME=VALUE", help="State what no file says, e.g. micro_batch=4.")
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file to use instead of pyproject.toml.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", readable=False, help="TOML file to use instead of pyproject.toml.")
+]
 
 
 @app.command(
@@ -71,11 +88,18 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file to 
     "fgclip-doctor audit checkpoint-240/ --format json --fail-on warning"
 )
 def audit(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, run directories, weight files.")],
-    base: Annotated[Path | None, typer.Option("--base", help="The weights that the run started from.")] = None,
+    paths: Annotated[
+        list[Path],  # not `readable` for typer, whose complaint takes four lines
+        typer.Argument(metavar="PATH...", readable=False, help="Checkpoints, run directories, weight files."),
+    ],
+    base: Annotated[
+        Path | None, typer.Option("--base", readable=False, help="The weights that the run started from.")
+    ] = None,
     fact: Facts = None,
     output_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TEXT,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report to this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", readable=False, help="Write the report to this file.")
+    ] = None,
     select: Select = None,
     ignore: Ignore = None,
     fail_on: Annotated[
@@ -153,7 +177,7 @@ def forecast(
         foretold = plan.forecast(plan.read(path, _facts(fact or [])))
     except (ValueError, Missing, Unreadable) as error:
         raise _fail(str(error)) from None
-    typer.echo(plan.render_json(foretold) if output_format == "json" else plan.render(foretold), nl=False)
+    _show(plan.render_json(foretold) if output_format == "json" else plan.render(foretold))
 
 
 @app.command(epilog="Example:  fgclip-doctor demo --directory /tmp/demo")
@@ -178,9 +202,9 @@ def rules(select: Select = None, ignore: Ignore = None) -> None:
         _, checks = _settings(None, select or ["all"], ignore)
     except (ConfigError, RegistryError) as error:
         raise _fail(str(error)) from None
-    width = max(len(check.name) for check in checks)
+    width = max((len(check.name) for check in checks), default=0)
     for check in checks:
-        typer.echo(f"{check.code}  {check.name:<{width}}  {check.severity:<7}  {check.defect}")
+        _show(f"{check.code}  {check.name:<{width}}  {check.severity:<7}  {check.defect}\n")
 
 
 @app.command(epilog="Example:  fgclip-doctor explain FGD201")
@@ -190,10 +214,10 @@ def explain(code: Annotated[str, typer.Argument(help="A rule's code or name.")])
     check = next((one for one in checks if code.lower() in (one.code.lower(), one.name)), None)
     if check is None:
         raise _fail(f"there is no rule {code!r}; `fgclip-doctor rules` lists them")
-    typer.echo(f"{check.code} {check.name} ({check.severity})\n\n{check.explanation}")
-    for name, default in check.thresholds.items():
-        typer.echo(f"\nThreshold: {name} = {default!r}  ([tool.fgclip-doctor.thresholds.{check.name}])", nl=False)
-    typer.echo()
+    lines = [f"{check.code} {check.name} ({check.severity})", "", check.explanation, ""]
+    table = f"[tool.fgclip-doctor.thresholds.{check.name}]"
+    lines += [f"Threshold: {name} = {default!r}  ({table})" for name, default in check.thresholds.items()]
+    _show("\n".join(lines).rstrip() + "\n")
 
 
 def _settings(file: Path | None, select: list[str] | None, ignore: list[str] | None) -> tuple[Config, list[Check]]:
@@ -246,14 +270,14 @@ def _print(report: Report, output_format: Format, output: Path | None, verbose: 
     else:
         from fgclip_doctor.reports import text
 
-        if output is None and sys.stdout.isatty():
+        if output is None and sys.stdout is not None and sys.stdout.isatty():
             from rich.console import Console
 
             Console().print(text.render_rich(report, verbose=verbose))
             return
         rendered = text.render(report, verbose=verbose)
     if output is None:
-        typer.echo(rendered, nl=False)
+        _show(rendered)
         return
     try:
         output.write_text(rendered, encoding="utf-8")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,3 +204,41 @@ def test_a_third_party_pack_is_found_and_run(checkpoint: Path, tmp_path: Path) -
     assert done.returncode == 1, done.stderr
     (finding,) = json.loads(done.stdout)["findings"]
     assert (finding["code"], finding["fix"]) == ("LAB001", "save the whole model.")
+
+
+def outcome(arguments: list[str], **streams: Any) -> tuple[int, str]:
+    """Exit code and stderr of a real process, whose standard output is what `streams` say."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fgclip_doctor", *arguments], stderr=subprocess.PIPE, text=True, check=False, **streams
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_has_left_changes_nothing(checkpoint: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert outcome(["rules"], stdout=writer) == (0, "")
+    assert outcome(["audit", str(checkpoint), "--fail-on", "warning"], stdout=writer) == (1, "")
+    os.close(writer)
+
+
+@pytest.mark.parametrize("command", [["rules"], ["explain", "FGD201"], ["audit", "."]])
+def test_an_output_that_takes_nothing_is_one_line(checkpoint: Path, command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        code, err = outcome(command, stdout=full, cwd=checkpoint)
+    assert (code, err) == (2, "fgclip-doctor: standard output: No space left on device\n")
+    closed = ["sh", "-c", f"{sys.executable} -m fgclip_doctor {' '.join(command)} >&-"]
+    done = subprocess.run(closed, cwd=checkpoint, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "fgclip-doctor: standard output is closed\n")
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(tmp_path: Path) -> None:
+    save_file({"logit_scale_大": np.array(LN_100 + 1, np.float32)}, tmp_path / "model.safetensors")
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "fgclip_doctor", "audit", str(tmp_path), "--fail-on", "never"]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert r"logit_scale_\u5927 is 5.6052" in out
+
+
+def test_no_rule_is_listed_where_all_are_ignored() -> None:
+    assert run("rules", "--ignore", "all") == (0, "", "")
