@@ -249,13 +249,21 @@ def forwards(run: Run, checkpoint: Checkpoint | None = None) -> int | None:
     return _count(run, "clock.forwards", run.checkpoint if checkpoint is None else checkpoint)
 
 
+def switched_off(run: Run) -> bool:
+    """True when the configuration says that there is to be no bank."""
+    return "bank_enabled" in run.facts and run.facts["bank_enabled"].value is False
+
+
 def warmup_over(run: Run, *, patience: int = 200, share: float = 0.2) -> bool:
     """True when the bank must have been switched on by now, whatever clock its warmup is counted in.
 
     An optimizer step is the slowest of the clocks, so a warmup of unknown unit is over when the steps exceed it, with a
     tenth and two steps of slack for where in a step it is tested. A warmup of unknown length is over after `patience`
-    steps and a `share` of the run. Raises `Missing` where neither steps nor forwards are known.
+    steps and a `share` of the run; one that the configuration switches off never is. Raises `Missing` where neither
+    steps nor forwards are known.
     """
+    if switched_off(run):
+        return False
     count = forwards(run)
     step = steps_done(run)
     if "bank_warmup" in run.facts:

@@ -29,7 +29,7 @@ def bank_holds_noise(run: Run) -> Iterator[Finding]:
     if written == 0:
         raise Missing("the bank says itself that it holds no rows yet")
     if written is None and not warmup_over(run):
-        raise Missing("it isn't known how many rows were written, and the bank may still be in its warmup")
+        raise Missing("it isn't known how many rows were written, and the bank may be off or still in its warmup")
     whole = bank.look(0, bank.size if written is None else written)
     halves = [bank.look(0, pointer), bank.look(pointer)] if written == bank.size and pointer else []
     noisy = [one for one in whole if one.verdict == "noise"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.bank import Bank, banks, forwards, memory_bank, steps_done, warmup_over
+from fgclip_doctor.bank import Bank, banks, forwards, memory_bank, steps_done, switched_off, warmup_over
 
 
 @check("FGD201", "bank-never-active", Severity.ERROR)
@@ -24,7 +24,7 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
         iteration); lightly-ai/lightly#968 (a bank of random noise through a whole training).
     """
     bank = memory_bank(run)
-    if "bank_enabled" in run.facts and run.facts["bank_enabled"].value is False:
+    if switched_off(run):
         raise Missing("the configuration switches the memory bank off")
     if not warmup_over(run, patience=patience, share=share):
         raise Missing("the bank may still be in its warmup")

@@ -13,15 +13,15 @@ NAMED = re.compile(r"queue|bank|memory|xbm|(^|[._])keys?$", re.IGNORECASE)
 
 @check("FGD203", "bank-not-in-checkpoint", Severity.WARNING)
 def bank_not_in_checkpoint(run: Run) -> Iterator[Finding]:
-    """The memory bank, its pointer or its fill count isn't in the checkpoint, so a resume starts from another bank.
+    """The memory bank or its pointer isn't in the checkpoint, so a resume starts from another bank.
 
     Why: What is a plain tensor, a non-persistent buffer or a Python attribute isn't saved. After a resume the rows are
         noise again, or they are there but count as unwritten, and the loss jumps for no visible reason.
     Evidence: The configuration asks for a bank, and no tensor of the checkpoint holds it; or the rows are there without
-        their pointer; or some are still unwritten, and nothing but the flag that is missing tells which.
+        their pointer.
     Benign: Exported weights without trainer state aren't meant for resuming. A bank may be created only when its warmup
-        ends. One without a flag that is read whole from the start, as MoCo's, needs none; one that shifts its rows
-        instead of overwriting them needs no pointer, and should ignore this rule.
+        ends. A fill flag isn't asked for: MoCo's bank has none, and until a ring wraps, its pointer tells as much. One
+        that shifts its rows instead of overwriting them needs no pointer, and should ignore this rule.
     Fix: Register rows, pointer and flag with `register_buffer(..., persistent=True)`; without them, fill the bank anew
         before its loss counts.
     Sources: KevinMusgrave/pytorch-metric-learning 4520db7 (the memory became a buffer); lightly-ai/lightly#993.
@@ -61,17 +61,14 @@ def bank_not_in_checkpoint(run: Run) -> Iterator[Finding]:
     like = next((name for name in sorted(others) if "int" in tensors[name].dtype or POINTER.search(name)), None)
     if bank.pointer is None and like is not None:
         raise Missing(f"{like} may be the pointer of the bank; [tool.fgclip-doctor.roles] can name it")
-    unwritten = max(int((norms == 0).sum()) for norms in bank.norms.values())
-    lost = "pointer" if bank.pointer is None else "fill flag" if bank.full is None and unwritten > 0 else ""
-    if lost == "fill flag" and not warmup_over(run):
-        raise Missing("the bank may still be in its warmup")
-    if lost:
+    if bank.pointer is None:
         yield Finding(
-            message=f"The rows of the memory bank are saved, but its {lost} isn't: a resumed run can't tell which rows "
+            message="The rows of the memory bank are saved, but its pointer isn't: a resumed run can't tell which rows "
             "are the oldest, or which were written at all.",
             where=bank.names,
             evidence=(
-                Evidence(name=lost, value=None, expected="a saved buffer", why="beside the rows", source=bank.sources),
-                Evidence(name="zero rows", value=unwritten, why="rows that nothing wrote", source=bank.sources),
+                Evidence(
+                    name="pointer", value=None, expected="a saved buffer", why="beside the rows", source=bank.sources
+                ),
             ),
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import sqrt
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.bank import memory_bank
+from fgclip_doctor.bank import memory_bank, switched_off
 
 
 @check("FGD204", "bank-rows-not-unit", Severity.WARNING)
@@ -26,7 +26,7 @@ def bank_rows_not_unit(
     written = bank.written
     if written == 0:
         raise Missing("the bank says itself that it holds no rows yet")
-    if written is None and bank.blank:
+    if written is None and (bank.blank or switched_off(run)):
         raise Missing("it isn't known whether a row was ever written")
     for modality, tensor in bank.keys.items():
         allowed = tolerance if tensor.dtype in ("float32", "float64") else half_tolerance

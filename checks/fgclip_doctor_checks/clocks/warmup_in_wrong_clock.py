@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from math import isclose
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.bank import forwards
+from fgclip_doctor.bank import forwards, switched_off
 from fgclip_doctor.run import Checkpoint
 
 FORWARDS = re.compile(r"forward|micro", re.IGNORECASE)
@@ -26,7 +26,7 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
     Fix: compare the warmup with the trainer's global_step, or multiply it by the accumulation, and name its clock.
     Sources: transformers.TrainerState.global_step counts optimizer updates; Wang et al. 2020 (XBM's start iteration).
     """
-    if "bank_enabled" in run.facts and run.facts["bank_enabled"].value is False:
+    if switched_off(run):
         raise Missing("the configuration switches the memory bank off")
     warmup, accumulation = run.number("bank_warmup"), run.number("accumulation")
     counts = [(one, step, count) for one in run.checkpoints if (step := one.step) and (count := forwards(run, one))]

@@ -74,6 +74,7 @@ def test_quiet_on_encoded_rows(encoder: Any, pointer: int, full: bool | None) ->
         (bank_run(saved(NOISE, pointer=0, full=False)), "no rows yet"),
         (bank_run(saved(NOISE, pointer=10, full=False)), "too few"),
         (bank_run(saved(NOISE, pointer=0, full=None, step=20)), "warmup"),
+        (bank_run(saved(NOISE, pointer=0, full=None), bank_enabled=False), "off"),
         (Run("test"), "no checkpoint"),
     ],
 )

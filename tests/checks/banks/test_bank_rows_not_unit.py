@@ -59,6 +59,7 @@ def test_quiet_on_what_was_never_written(full: bool | None) -> None:
     [
         (bank_run(saved((IMAGES, TEXTS), pointer=0, full=False)), "no rows yet"),
         (bank_run(saved((IMAGES * 0, TEXTS * 0), pointer=0, full=None)), "ever written"),
+        (bank_run(saved((IMAGES * 3, TEXTS), pointer=0, full=None), bank_enabled=False), "ever written"),
         (Run("test"), "no checkpoint"),
     ],
 )
