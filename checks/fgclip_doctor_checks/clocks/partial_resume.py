@@ -12,7 +12,8 @@ def partial_resume(run: Run, *, tolerance: float = 0.002) -> Iterator[Finding]:
     Why: a trainer that finds the optimizer without the scheduler, or the reverse, may start both afresh without a word:
     the learning rate is at its peak again, and Adam's moments are gone.
     Evidence: the largest step of Adam's state, last_epoch of the scheduler, and the trainer's global_step.
-    Benign: a scheduler that advances once per process (a whole multiple); parameters that are updated less often; steps
+    Benign: a scheduler that advances once per process (a whole multiple); a loop whose step counts micro-batches (the
+    accumulation's multiple of Adam's, or any where that isn't known); parameters that are updated less often; steps
     that float16 skipped; a scheduler that counts evaluations; weights saved alone.
     Fix: resume from a checkpoint that holds optimizer, scheduler and trainer state, or start a new run from its weights
     on purpose, with its own warmup.
@@ -29,13 +30,19 @@ def partial_resume(run: Run, *, tolerance: float = 0.002) -> Iterator[Finding]:
         epoch = None
     if adam is None and epoch is None:
         raise Missing("neither the optimizer's step nor the scheduler's was saved")
+    if adam and _multiple(step, adam, 2, run.number("accumulation", round(step / adam))):
+        step = adam
     allowed = max(2, tolerance * step)
     fp16 = "fp16" not in run.facts or bool(run.facts["fp16"].value)  # unknown: it may be
     skipped = max(allowed, 50, 0.1 * step) if fp16 else allowed
     wrong = []
     if adam is not None and not -allowed <= step - adam <= skipped:
         wrong.append(("Adam's step", adam, checkpoint.optimizer.source if checkpoint.optimizer else checkpoint.path))
-    if epoch is not None and not -allowed <= step - epoch <= skipped and not _multiple(epoch, step, allowed):
+    if (
+        epoch is not None
+        and not -allowed <= step - epoch <= skipped
+        and not _multiple(epoch, step, allowed, round(epoch / max(step, 1)))
+    ):
         wrong.append(("the scheduler's last_epoch", epoch, f"{checkpoint.path}: last_epoch"))
     if wrong:
         yield Finding(
@@ -50,7 +57,6 @@ def partial_resume(run: Run, *, tolerance: float = 0.002) -> Iterator[Finding]:
         )
 
 
-def _multiple(epoch: int, step: int, allowed: float) -> bool:
-    """Whether the scheduler advanced a whole number of times, two or more, per step."""
-    times = round(epoch / step) if step else 0
-    return times >= 2 and abs(epoch - times * step) <= allowed * times
+def _multiple(count: int, step: int, allowed: float, times: float) -> bool:
+    """Whether a counter advanced `times` per step, two or more."""
+    return times >= 2 and abs(count - times * step) <= allowed * times

@@ -10,11 +10,20 @@ from fgclip_doctor_checks.clocks.partial_resume import partial_resume
 from tests.runs import adam, checkpoint, run
 
 
-def resumed(step: int, adam_step: int | None, last_epoch: Any, *, fp16: bool = False, **scheduler: Any) -> Run:
+def resumed(
+    step: int,
+    adam_step: int | None,
+    last_epoch: Any,
+    *,
+    fp16: bool = False,
+    accumulation: int | None = 1,
+    **scheduler: Any,
+) -> Run:
     weights = checkpoint({"w": np.ones((2, 2))}).tensors
     state = adam(weights, step=adam_step) if adam_step is not None else None
+    facts = {"fp16": fp16, **({} if accumulation is None else {"accumulation": accumulation})}
     schedule = {"last_epoch": last_epoch, **scheduler} if last_epoch is not None else None
-    return run(checkpoint(weights, step, optimizer=state, scheduler=schedule), facts={"fp16": fp16})
+    return run(checkpoint(weights, step, optimizer=state, scheduler=schedule), facts=facts)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +45,14 @@ def test_a_state_that_disagrees_is_named(adam_step: int | None, last_epoch: int 
         resumed(1000, 960, 960, fp16=True),
         resumed(1000, 1000, 12, num_bad_epochs=1),
         resumed(1000, None, 1000),
+        resumed(1003, 250, 250, accumulation=4),
+        resumed(1003, 250, 1003, accumulation=4),
+        resumed(1000, 250, None, accumulation=None),
     ],
-    ids=["equal", "one ahead", "per process", "float16 skipped", "on a plateau", "no optimizer"],
+    ids=[
+        *("equal", "one ahead", "per process", "float16 skipped", "on a plateau", "no optimizer"),
+        *("a step that counts micro-batches", "and the scheduler too", "of unknown accumulation"),
+    ],
 )
 def test_a_sound_reason_is_quiet(case: Run) -> None:
     assert not list(partial_resume(case))
