@@ -30,6 +30,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "model_s
 OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states", "opt")
 SCHEDULERS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_schedulers")
 ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt_args")
+EPOCHS = "num_epochs"
 STEPS = ("global_step", "step", "steps", "iteration", "iter", "it")
 PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
 
@@ -146,7 +147,9 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 
 def _arguments(found: Found, path: Path) -> None:
-    found.facts.extend(trainer.facts(_plain(torch_file.read(path)), str(path)))
+    arguments = _plain(torch_file.read(path))
+    planned = _number(arguments.get("max_steps"))  # it overrides the epochs, whose default stays in the arguments
+    found.facts.extend(fact for fact in trainer.facts(arguments, str(path)) if not (planned and fact.name == EPOCHS))
 
 
 def _plain(content: object) -> dict[str, Any]:

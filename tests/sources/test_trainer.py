@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from fgclip_doctor.sources import trainer
@@ -118,3 +119,11 @@ def test_log_history_becomes_series() -> None:
     assert series["grad_norm"].values[1] == math.inf
     assert str(series["loss"].source) == "trainer_state.json: log_history.loss"
     assert trainer.series(None, "trainer_state.json") == {}
+
+
+@pytest.mark.parametrize(("max_steps", "epochs"), [(60, 15), (-1, 3)])
+def test_the_epochs_that_max_steps_overrides_say_nothing(tmp_path: Path, max_steps: int, epochs: int) -> None:
+    torch.save({"max_steps": max_steps, "num_train_epochs": 3}, tmp_path / "training_args.bin")
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"max_steps": 60, "num_train_epochs": 15}))
+    facts = [fact for fact in read_directory(tmp_path).facts if fact.name == "num_epochs"]
+    assert facts[0].value == epochs
