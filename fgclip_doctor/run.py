@@ -245,6 +245,16 @@ class Series:
     values: NDArray[np.float64]
     source: Source
     forwards: NDArray[np.int64] | None = None
+    resolution: float | None = None  # the last decimal place printed: "0.000" may stand for anything up to 0.0005
+    walls: NDArray[np.float64] | None = None  # seconds since the epoch
+
+    @property
+    def legs(self) -> tuple[slice, ...]:
+        """The stretches of steps that don't go back: one, unless the run was restarted from an earlier step."""
+        import numpy as np
+
+        starts = [0, *(np.flatnonzero(np.diff(self.steps) < 0) + 1).tolist()]
+        return tuple(slice(start, end) for start, end in zip(starts, [*starts[1:], len(self.steps)], strict=True))
 
 
 @dataclass(frozen=True, slots=True)

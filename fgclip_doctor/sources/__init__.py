@@ -10,7 +10,7 @@ from fgclip_doctor.run import Checkpoint, Optimizer, Run
 from fgclip_doctor.sources import checkpoint as checkpoints
 from fgclip_doctor.sources import optimizer as optimizers
 from fgclip_doctor.sources import roles as parts
-from fgclip_doctor.sources import trainer
+from fgclip_doctor.sources import tensorboard_events, trainer
 from fgclip_doctor.sources.alignment import under_names_of
 from fgclip_doctor.sources.checkpoint import Found
 from fgclip_doctor.sources.facts import stated
@@ -23,31 +23,36 @@ def load(
     facts: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
 ) -> Run:
-    """Everything that `paths` tell, as one run: checkpoints, directories of several, bare files of weights.
+    """Everything that `paths` tell, as one run: checkpoints, directories of several, files of weights, event files.
 
     `base` is where the run started from; its tensors take the names that the run has for them. `facts` states what no
     artefact says, and wins over what one does; after it the newest checkpoint wins, then the run directory around it,
-    then older checkpoints, and in each training_args.bin, trainer_state.json, scheduler.pt, config.json, in this order.
+    then older checkpoints, and in each training_args.bin, trainer_state.json, scheduler.pt, config.json, in this order;
+    then TensorBoard's event files.
     `roles` names parts of the model. Raises `Unreadable`, with a line that begins with the path, if nothing at all
     could be read from one of the paths; what can't be read of the rest is told in `Run.problems`.
     """
     found: list[Found] = []
     around: list[Found] = []
+    logs: list[Run] = []
     for path in paths:
-        inner, outer = _read_path(path)
+        inner, outer, log = _read_path(path)
         found += [one for one in inner if one.path not in {known.path for known in found}]
         around += outer
+        logs.append(log)
     if all(one.order is not None for one in found):
         found.sort(key=lambda one: one.order or 0)
     _name_optimizers(found)
+    told: list[Found | Run] = [*found[-1:], *around, *reversed(found[:-1]), *logs]  # by what wins
     run = Run(
         ", ".join(map(str, paths)),
         checkpoints=tuple(one.checkpoint() for one in found if one.tensors or one.optimizer or one.scheduler),
         base=None if base is None else _read_base(base),
-        problems=list(dict.fromkeys(str(error) for one in [*found, *around] for error in one.problems)),
+        events=[event for log in logs for event in log.events],
+        problems=list(dict.fromkeys(str(error) for one in told for error in one.problems)),
     )
-    for one in [*found[-1:], *around, *reversed(found[:-1])]:
-        for fact in one.facts:
+    for one in told:
+        for fact in one.facts.values() if isinstance(one, Run) else one.facts:
             run.facts.setdefault(fact.name, fact)
         for name, series in one.series.items():
             if name not in run.series or len(series.steps) > len(run.series[name].steps):
@@ -62,8 +67,9 @@ def load(
     return run
 
 
-def _read_path(path: Path) -> tuple[list[Found], list[Found]]:
-    """The checkpoints under `path`, by step, and the run directory around them, for its facts and its log.
+def _read_path(path: Path) -> tuple[list[Found], list[Found], Run]:
+    """The checkpoints under `path`, by step, the run directory around them, for its facts and its log, and what event
+    files tell.
 
     Weights in a run directory that also holds checkpoints are those of its last step without an optimizer: they are
     read when they are asked for by themselves.
@@ -75,13 +81,22 @@ def _read_path(path: Path) -> tuple[list[Found], list[Found]]:
     except OSError as error:
         raise Unreadable(path, reason(error)) from None
     if not is_directory:
-        return [checkpoints.read_file(path)], []
+        if tensorboard_events.is_event_file(path):
+            return [], [], tensorboard_events.read(path)
+        return [checkpoints.read_file(path)], [], Run(str(path))
     found = [_read(one) for one in inner] if inner else [checkpoints.read_directory(path)]
     outer = [checkpoints.read_directory(path)] if around else []
-    if all(one.empty for one in [*found, *outer]):
+    try:
+        log = tensorboard_events.read(path)
+    except Unreadable as error:
+        log = Run(str(path))
+        found[0].problems.append(error)
+    if all(one.empty for one in [*found, *outer]) and not (log.series or log.facts):
         problems = [error for one in found for error in one.problems]
-        raise problems[0] if problems else Unreadable(path, "holds no checkpoint, weights or trainer state")
-    return found, outer
+        raise problems[0] if problems else Unreadable(path, "holds no checkpoint, weights, trainer state or events")
+    if not inner and found[0].empty:
+        return [], found, log
+    return found, outer, log
 
 
 def _read(path: Path) -> Found:
@@ -96,7 +111,7 @@ def _read(path: Path) -> Found:
 
 def _read_base(path: Path) -> Checkpoint:
     """The weights that the run started from. Raises `Unreadable` if there are none."""
-    inner, outer = _read_path(path)
+    inner, outer, _ = _read_path(path)
     with_weights = [one for one in [*inner, *outer] if one.tensors]
     if not with_weights:
         problems = [error for one in inner for error in one.problems]
