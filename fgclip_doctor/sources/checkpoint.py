@@ -332,10 +332,17 @@ def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> Non
             found.scheduler = {str(name): value for name, value in scheduler.items()}
             found.facts.extend(trainer.scheduler_facts(found.scheduler, f"{path}: {key}"))
             break
-    step = next((value for value in (_number(content.get(key)) for key in STEPS) if value is not None), None)
-    if step is not None:
-        found.trainer_step = step
-        found.facts.append(Fact("global_step", step, Source(str(path), "step")))
+    for key in STEPS:
+        step = _number(content.get(key))
+        if step is not None and not (key != STEPS[0] and "epoch" in content and step < _applied(found)):
+            found.trainer_step = step
+            found.facts.append(Fact("global_step", step, Source(str(path), key)))
+            break
+
+
+def _applied(found: Found) -> int:
+    """The optimizer's own count: a `step` under it, beside an epoch, is counted within the epoch."""
+    return (found.optimizer.step if found.optimizer else None) or 0
 
 
 def _first(value: object) -> object:

@@ -80,6 +80,22 @@ def test_a_trainer_s_own_file_gives_optimizer_steps_and_arguments(tmp_path: Path
     assert facts.items() >= {"micro_batch": 16, "accumulation": 4, "bank_size": 512, "learning_rate": 0.125}.items()
 
 
+@pytest.mark.parametrize(("step", "expected"), [(1, None), (3, 3), (12, 12)])
+def test_a_step_that_begins_anew_with_each_epoch_is_not_the_run_s(
+    tmp_path: Path, step: int, expected: int | None
+) -> None:
+    parameter = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = torch.optim.AdamW([parameter])
+    for _ in range(3):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    content = {"model": WEIGHTS, "optimizer": optimizer.state_dict(), "epoch": 2, "step": step}
+    torch.save(content, tmp_path / "latest.pt")
+    found = read_file(tmp_path / "latest.pt")
+    assert found.trainer_step == expected
+    assert found.checkpoint().step == (expected or 3)
+
+
 def test_a_bare_optimizer_is_read(tmp_path: Path) -> None:
     torch.save(torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict(), tmp_path / "optimizer.pt")
     found = read_file(tmp_path / "optimizer.pt")
