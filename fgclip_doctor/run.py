@@ -253,7 +253,7 @@ class Series:
         """The stretches of steps that don't go back: one, unless the run was restarted from an earlier step."""
         import numpy as np
 
-        starts = [0, *(np.flatnonzero(np.diff(self.steps) < 0) + 1).tolist()]
+        starts = [0, *(np.flatnonzero(self.steps[1:] < self.steps[:-1]) + 1).tolist()]
         return tuple(slice(start, end) for start, end in zip(starts, [*starts[1:], len(self.steps)], strict=True))
 
 

@@ -21,18 +21,19 @@ from numpy.typing import NDArray
 
 from fgclip_doctor.run import Event, Fact, Run, Series, Source
 from fgclip_doctor.sources import trainer
-from fgclip_doctor.sources.event_records import MARGIN, Columns, decode, frame, is_record
-from fgclip_doctor.sources.files import Unreadable, open_regular, read_at
+from fgclip_doctor.sources.event_records import MARGIN, Columns, decode, frame, is_record, ordered
+from fgclip_doctor.sources.files import Unreadable, inside, open_regular, read_at
 
 NAME = "tfevents"  # stands in the name of every event file, whoever wrote it
-BLOCK = 4 << 20  # bytes decoded at a time
+BLOCK = 3 << 20  # bytes decoded at a time: usually less than 1 << 16 records, so that sorting them is fast
 MAX_RECORD = 8 << 20  # bytes; longer records are graphs and media
 MAX_DAMAGE = 64 << 20  # bytes without a record after which the rest of a file is left alone
-MAX_TAGS = 1 << 16
-MAX_TEXTS = 256
+MAX_TAGS = 1 << 16  # of all files together
+MAX_TEXTS = 64  # of a file
+MAX_SETTINGS = 10_000
 MAX_DEPTH = 6  # directories
 MAX_ENTRIES = 100_000  # looked at to find event files
-MAX_FILES = 10_000
+MAX_FILES = 2_000
 SETTINGS = re.compile(r"arg|conf|cfg|hyper|hparam|param|setting|option|flag", re.IGNORECASE)  # tags of such texts
 PAIR = re.compile(r"""(?<![\w.])([A-Za-z_][\w.-]{0,79})['"]?\s*[:=|]\s*('[^'\n]*'|"[^"\n]*"|[^\s,|(){}\[\]]+)""")
 
@@ -109,9 +110,12 @@ class Rows:
 class EventFile:
     """One event file, read as far as it was written, and further whenever `poll` is called."""
 
-    def __init__(self, path: Path, *, checksums: bool = True) -> None:
+    def __init__(self, path: Path, *, within: Path | None = None, checksums: bool = True) -> None:
+        """`within` is the directory that the file was found in: a link may not lead out of it."""
         self.path = path
+        self.within = within
         self.checksums = checksums
+        self.room = MAX_TAGS  # how many tags it may hold
         self._forget()
 
     def _forget(self) -> None:
@@ -132,6 +136,8 @@ class EventFile:
         """
         self.problem = None
         try:
+            if self.within is not None and self.path.is_symlink():
+                inside(self.within, os.path.relpath(self.path, self.within))
             with open_regular(self.path) as descriptor:
                 status = os.fstat(descriptor)
                 if self._identity is not None and not self._same(descriptor, status):
@@ -150,10 +156,11 @@ class EventFile:
 
     def _read(self, descriptor: int) -> Iterator[Columns]:
         """Block by block from `offset` to the size that the file had, or to what isn't a whole record yet."""
-        block = BLOCK
+        block, buffer = BLOCK, bytearray()
         while self.offset < self.size and self.lost <= MAX_DAMAGE:
             length = min(block, self.size - self.offset)
-            buffer = bytearray(length + 2 * MARGIN)
+            if len(buffer) < length + 2 * MARGIN:
+                buffer = bytearray(length + 2 * MARGIN)
             if os.preadv(descriptor, [memoryview(buffer)[MARGIN : MARGIN + length]], self.offset) < length:
                 return  # cut meanwhile; the next poll will see it
             data = np.frombuffer(buffer, np.uint8)
@@ -175,24 +182,24 @@ class EventFile:
                 return
 
     def _keep(self, columns: Columns) -> int:
-        order = np.argsort(columns.tags.astype(np.uint16 if len(columns.names) < 1 << 16 else np.int64), kind="stable")
+        order = ordered(columns.tags)
         tags = columns.tags[order]
         bounds = [0, *(np.flatnonzero(np.diff(tags)) + 1).tolist(), len(tags)]
-        ordered = [column[order] for column in (columns.steps, columns.walls, columns.values)]
+        sorted_columns = [column[order] for column in (columns.steps, columns.walls, columns.values)]
         for start, end in pairwise(bounds):
             if start == end:
                 continue
             name = columns.names[tags[start]]
-            if name in self.rows or len(self.rows) < MAX_TAGS:
-                self.rows.setdefault(name, Rows()).append(*(column[start:end] for column in ordered))
+            if name in self.rows or len(self.rows) < self.room:
+                self.rows.setdefault(name, Rows()).append(*(column[start:end] for column in sorted_columns))
             else:
                 self.left_out += end - start
         for message in columns.messages:
             for tag, text in message.texts:
                 if SETTINGS.search(tag) and len(self.texts) < MAX_TEXTS:
                     self.texts.setdefault(tag, text)
-            for settings in message.settings:
-                self.settings.update(settings)
+            if len(self.settings) < MAX_SETTINGS:
+                self.settings.update(*message.settings[:1])
         self.broken += columns.broken
         return len(tags)
 
@@ -219,7 +226,9 @@ class EventFile:
                 self.path, f"holds {self.long:,} records of over {MAX_RECORD:,} bytes, which were passed over"
             )
         if self.left_out:
-            yield Unreadable(self.path, f"holds more than {MAX_TAGS:,} tags; {self.left_out:,} scalars were left out")
+            yield Unreadable(
+                self.path, f"has tags over the limit of {MAX_TAGS:,}; {self.left_out:,} scalars were left out"
+            )
         if self.problem is None and self.offset < self.size and self.lost <= MAX_DAMAGE:
             yield Unreadable(self.path, f"ends in the middle of a record, or in damage, from byte {self.offset:,} on")
 
@@ -264,10 +273,16 @@ class EventLog:
 
     def poll(self) -> int:
         """Read what was appended, and new files. Returns the number of new scalars."""
-        for path in event_files(self.path) if self.path.is_dir() else [self.path]:
+        within = self.path if self.path.is_dir() else None
+        for path in event_files(self.path) if within else [self.path]:
             if path not in self.files:
-                self.files[path] = EventFile(path, checksums=self.checksums)
-        return sum(file.poll() for file in self.files.values())
+                self.files[path] = EventFile(path, within=within, checksums=self.checksums)
+        count, room = 0, MAX_TAGS - sum(len(file.rows) for file in self.files.values())
+        for file in self.files.values():
+            file.room = room + len(file.rows)
+            count += file.poll()
+            room = file.room - len(file.rows)
+        return count
 
     def run(self) -> Run:
         """The series of single files are views of what was read: they cost nothing, however long."""
@@ -308,36 +323,40 @@ class _Part:
     """Files that go on with each other's tags, in the order of their beginnings."""
 
     folder: Path  # of the first file
-    files: list[EventFile]
+    folders: set[Path] = field(default_factory=set)
+    files: list[EventFile] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    known: dict[str, tuple[int, float, int]] = field(default_factory=dict)  # tag: first step, last wall time and step
 
     def shared(self, file: EventFile) -> str | None:
         """The tag of which `file` has most, among those of this part."""
-        tags = [tag for tag in file.rows if any(tag in one.rows for one in self.files)]
+        tags = [tag for tag in file.rows if tag in self.known]
         return max(tags, key=lambda tag: file.rows[tag].count, default=None)
 
-    def last(self, tag: str) -> tuple[float, int]:
-        """The wall time and the step at which `tag` was logged last."""
-        rows = [one.rows[tag] for one in self.files if tag in one.rows]
-        return max((float(one.walls[-1]), int(one.steps[-1])) for one in rows)
-
     def goes_on(self, file: EventFile) -> bool:
-        """True if `file`, of another directory, takes up where this part stopped, and doesn't begin anew."""
+        """True if `file`, of another directory, takes up where this part stopped, and doesn't begin anew.
+
+        What begins anew logs its first value at the step that the others began with, or after one interval of logging.
+        """
         tag = self.shared(file)
         if tag is None:
             return False
-        rows, first = file.rows[tag], min(int(one.rows[tag].steps[0]) for one in self.files if tag in one.rows)
-        every = int(rows.steps[1] - rows.steps[0]) if rows.count > 1 else 0
-        return float(rows.walls[0]) >= self.last(tag)[0] and int(rows.steps[0]) > max(first, every)
+        steps, wall = file.rows[tag].steps[:2].tolist(), float(file.rows[tag].walls[0])
+        first, last_wall, _ = self.known[tag]
+        return wall >= last_wall and steps[0] > max(first, steps[-1] - steps[0])
 
     def add(self, file: EventFile) -> None:
         tag = self.shared(file)
         if tag is not None:
-            (wall, step), rows = self.last(tag), file.rows[tag]
-            if float(rows.walls[0]) >= wall:
-                went_on = int(rows.steps[0])
-                detail = f"logging of {tag} went on at step {went_on}, in a new file, after step {step}"
-                self.events.append(Event("resume", went_on, detail, Source(str(file.path), tag)))
+            step, wall = int(file.rows[tag].steps[0]), float(file.rows[tag].walls[0])
+            _, last_wall, last_step = self.known[tag]
+            if wall >= last_wall:
+                detail = f"logging of {tag} went on at step {step}, in a new file, after step {last_step}"
+                self.events.append(Event("resume", step, detail, Source(str(file.path), tag)))
+        for tag, rows in file.rows.items():
+            first = self.known[tag][0] if tag in self.known else int(rows.steps[0])
+            self.known[tag] = first, float(rows.walls[-1]), int(rows.steps[-1])
+        self.folders.add(file.path.parent)
         self.files.append(file)
 
     def series(self, tag: str, name: str) -> Series:
@@ -358,10 +377,11 @@ def _join(parts: list[_Part], file: EventFile) -> None:
     """Put `file` with those of its directory, or with those of another that it goes on with."""
     folder = file.path.parent
     for part in reversed(parts):
-        if any(one.path.parent == folder for one in part.files) or part.goes_on(file):
+        if folder in part.folders or part.goes_on(file):
             part.add(file)
             return
-    parts.append(_Part(folder, [file]))
+    parts.append(_Part(folder))
+    parts[-1].add(file)
 
 
 def _named(parts: Iterable[_Part], root: Path) -> Iterator[tuple[_Part, str, str]]:
@@ -369,7 +389,7 @@ def _named(parts: Iterable[_Part], root: Path) -> Iterator[tuple[_Part, str, str
     loss: such directories are named back."""
     holders: dict[str, list[_Part]] = {}
     for part in parts:
-        for tag in dict.fromkeys(tag for file in part.files for tag in file.rows):
+        for tag in part.known:
             holders.setdefault(tag, []).append(part)
     for tag, sharing in holders.items():
         above = Path(os.path.commonpath([part.folder for part in sharing]))

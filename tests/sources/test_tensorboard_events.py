@@ -406,7 +406,7 @@ def test_too_many_tags_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = write(tmp_path / "tfevents", [event(1, **{f"tag {index:04}": 1.0}) for index in range(1000)])
     run = read(path)
     assert len(run.series) == 100
-    assert run.problems == [f"{path}: holds more than 100 tags; 900 scalars were left out"]
+    assert run.problems == [f"{path}: has tags over the limit of 100; 900 scalars were left out"]
 
 
 def test_audited_alone_beside_a_checkpoint_or_by_content(tmp_path: Path) -> None:
@@ -423,6 +423,31 @@ def test_audited_alone_beside_a_checkpoint_or_by_content(tmp_path: Path) -> None
     run = load([tmp_path / "run"])
     assert run.fact("global_step").value == 20
     assert len(run.series["loss"].steps) == 20
+
+
+def test_links_may_not_lead_out(tmp_path: Path) -> None:
+    outside = write(tmp_path / "tfevents", [event(1, secret=1.0)])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tfevents.link").symlink_to(outside)
+    write(tmp_path / "run" / "tfevents.1", [event(1, loss=1.0)])
+    (tmp_path / "run" / "tfevents.2").symlink_to("tfevents.1")
+    run = read(tmp_path / "run")
+    assert set(run.series) == {"loss"}
+    assert len(run.problems) == 1
+    assert "points outside" in run.problems[0]
+    os.mkfifo(tmp_path / "run" / "tfevents.pipe")
+    assert "is a named pipe" in read(tmp_path / "run").problems[1]
+
+
+def test_odd_times_and_steps(tmp_path: Path) -> None:
+    edge = (1 << 63) - 1
+    for index, wall in enumerate([math.nan, -math.inf, 1e300]):
+        write(tmp_path / f"tfevents.{index}", [event(step, wall, loss=1.0) for step in (edge, -edge - 1, edge)])
+        (tmp_path / str(index)).mkdir()
+        write(tmp_path / str(index) / "tfevents", [event(step, wall, loss=1.0) for step in (-edge, edge)])
+    run = read(tmp_path)
+    assert sum(len(series.steps) for series in run.series.values()) == 15
+    assert all(series.legs for series in run.series.values())
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
