@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.padding import Padding
 from rich.panel import Panel
@@ -18,6 +19,7 @@ from fgclip_doctor.diagnosis import Report
 from fgclip_doctor.findings import Evidence, Finding, Severity, Value
 from fgclip_doctor.inert import inert
 
+NARROW = 60  # columns, under which a table of four would break every word
 COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
 
 
@@ -60,7 +62,8 @@ def verdict(report: Report) -> str:
     found = ", ".join(counts) if counts else "nothing found" if report.passed else "nothing could be checked"
     checks = f"{_many(len(report.passed), 'check')} passed, {len(report.skipped)} skipped for want of evidence"
     crashed = f", {len(report.crashed)} crashed" if report.crashed else ""
-    return f"{found}; {checks}{crashed}"
+    unread = f"; {_many(len(report.problems), 'file')} could not be read" if report.problems else ""
+    return f"{found}; {checks}{crashed}{unread}"
 
 
 def _many(count: int, noun: str) -> str:
@@ -92,7 +95,7 @@ def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
         )
     within = f"{report.subject}/"  # sources are shown from here on
     if report.observations:
-        yield Padding(_table(report.observations, within if verbose else None), (1, 0, 0, 0))
+        yield Padding(_Proof(report.observations, within if verbose else None), (1, 0, 0, 0))
     for _, same in groupby(report.findings, key=lambda finding: (finding.code, finding.fix, finding.explained_by)):
         yield Padding(_panel(tuple(same), within, verbose), (1, 0, 0, 0))
     yield ""
@@ -105,7 +108,8 @@ def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
             yield Text(f"{code} passed", "green")
         for code, reason in report.skipped:
             yield Text(f"{code} skipped: {inert(reason)}", "dim")
-    style = "green" if report.passed and not report.findings and not report.crashed else "bold"
+    sound = report.passed and not (report.findings or report.crashed or report.problems)
+    style = "green" if sound else "bold"
     yield Text(verdict(report), style)
     folded = any(finding.explained_by for finding in report.findings)
     if not verbose and (folded or report.skipped):
@@ -121,7 +125,7 @@ def _panel(same: Sequence[Finding], within: str, verbose: bool) -> RenderableTyp
     if first.explained_by:
         body.append(Text(f"A symptom: explained by {', '.join(first.explained_by)}.", "italic"))
     if verbose or not first.explained_by:
-        body.append(_table([evidence for finding in same for evidence in finding.evidence], within))
+        body.append(_Proof([evidence for finding in same for evidence in finding.evidence], within))
         if first.fix:
             body.append(Text.assemble(("Fix: ", "bold"), inert(first.fix)))
     title = f"[bold {colour}]{first.severity} {first.code}[/] {escape(first.name)}"
@@ -130,6 +134,20 @@ def _panel(same: Sequence[Finding], within: str, verbose: bool) -> RenderableTyp
     return Panel(
         Group(*body), title=title, subtitle=place, title_align="left", subtitle_align="right", border_style=border
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """A table of evidence, or on a terminal that is too narrow for one, its lines."""
+
+    evidence: Sequence[Evidence]
+    within: str | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= NARROW:
+            yield _table(self.evidence, self.within)
+        else:
+            yield from (Text(f"- {_evidence_line(one)}", "dim") for one in self.evidence)
 
 
 def _table(evidence: Sequence[Evidence], within: str | None) -> Table:

@@ -75,12 +75,24 @@ def test_piped_text_is_one_line_a_finding() -> None:
     assert "pointer = 0 (expected 64) at step 240" in line
     assert "[explained by FGD401]" in line
     assert line.endswith("fix: Switch it on.")
-    assert lines[-1] == "1 error; 1 check passed, 1 skipped for want of evidence"
+    assert lines[-1] == "1 error; 1 check passed, 1 skipped for want of evidence; 1 file could not be read"
 
 
 def test_verbose_lists_what_was_skipped_and_why() -> None:
     assert "skipped: FGD104: only one checkpoint" in text.render(report(), verbose=True)
     assert "FGD104" not in text.render(report())
+
+
+@pytest.mark.parametrize("width", [1, 30, 59, 60, 100, 10_000])
+def test_every_width_shows_the_proof(width: int) -> None:
+    console = Console(width=width, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(text.render_rich(report(FINDING), verbose=True))
+    shown = captured.get()
+    assert all(len(line) <= width for line in shown.splitlines())
+    if width >= 30:
+        assert ("measured" in shown) == (width >= 60), "a table needs room"
+        assert "pointer" in shown
 
 
 def test_nothing_from_the_run_reaches_the_terminal_alive() -> None:
