@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fgclip_doctor.run import Checkpoint, Optimizer, Run
+from fgclip_doctor.run import Checkpoint, Optimizer, Run, Tensor
 from fgclip_doctor.sources import checkpoint as checkpoints
 from fgclip_doctor.sources import optimizer as optimizers
 from fgclip_doctor.sources import roles as parts
@@ -64,6 +64,9 @@ def load(
     run.roles = parts.find(found[-1].tensors if found else {}, run.series, roles)
     if run.base and found:
         run.base = replace(run.base, tensors=under_names_of(run.base.tensors, found[-1].tensors))
+        if found[-1].tensors and not _alike(run.base.tensors, found[-1].tensors):
+            run.problems.append(str(Unreadable(run.base.path, f"has no tensor in common with {found[-1].path}")))
+            run.base = None
     return run
 
 
@@ -136,6 +139,11 @@ def _name_optimizers(found: Iterable[Found]) -> None:
         named.append((one, one.optimizer))
         if one.optimizer.naming == optimizers.NO_FIT:
             one.problems.append(Unreadable(one.optimizer.source.path, "does not fit the weights beside it"))
+
+
+def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether any tensor of the one can be compared with one of the other."""
+    return any(name in other and tensor.shape == other[name].shape for name, tensor in one.items())
 
 
 def _older(one: Found, other: Found) -> bool:

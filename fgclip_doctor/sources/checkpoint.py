@@ -33,6 +33,7 @@ ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt_args")
 EPOCHS = "num_epochs"
 STEPS = ("global_step", "step", "steps", "iteration", "iter", "it")
 PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
+MAX_SHARDS = 2_000  # each may cost a line
 
 
 @dataclass
@@ -227,8 +228,11 @@ def _shards(found: Found, path: Path) -> None:
     mapping = _json(path).get("weight_map")
     if not isinstance(mapping, Mapping) or not all(isinstance(shard, str) for shard in mapping.values()):
         raise Unreadable(path, "no weight_map from tensors to shards")
+    shards = dict.fromkeys(mapping.values())
+    if len(shards) > MAX_SHARDS:
+        raise Unreadable(path, f"names {len(shards):,} shards; the limit is {MAX_SHARDS:,}")
     tensors: dict[str, Tensor] = {}
-    for shard in dict.fromkeys(mapping.values()):
+    for shard in shards:
         try:
             tensors.update(_tensors(inside(path.parent, shard)))
         except Unreadable as error:

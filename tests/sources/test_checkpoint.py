@@ -140,7 +140,7 @@ def test_a_missing_or_escaping_shard_costs_a_line(tmp_path: Path) -> None:
     assert "gone.safetensors" in lines[1]
 
 
-@pytest.mark.parametrize("weight_map", [None, [], {"a": 3}])
+@pytest.mark.parametrize("weight_map", [None, [], {"a": 3}, {str(shard): str(shard) for shard in range(3000)}])
 def test_an_index_that_is_none_falls_back_to_the_weights(tmp_path: Path, weight_map: object) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")

@@ -90,6 +90,14 @@ def test_base_is_read(tmp_path: Path) -> None:
         load([path], base=base)
 
 
+def test_a_base_of_another_model_is_a_problem(tmp_path: Path) -> None:
+    path, base = checkpoint(tmp_path / "checkpoint-9", 9), tmp_path / "base.safetensors"
+    save_file({"0.weight": torch.ones(7, 7), "elsewhere": torch.ones(1)}, base)
+    run = load([path], base=base)
+    assert run.base is None
+    assert run.problems == [f"{base}: has no tensor in common with {path}"]
+
+
 def test_an_optimizer_of_another_model_is_a_problem(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "checkpoint-9", 9)
     torch.save(torch.optim.AdamW([nn.Parameter(torch.ones(2)) for _ in range(9)]).state_dict(), path / "optimizer.pt")
