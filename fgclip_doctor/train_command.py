@@ -123,6 +123,7 @@ class Display:
         self.steps, self.console = steps, console
         self.done = self.first = self.told = start
         self.began = 0.0
+        self.bank_on, self.bank_size = False, 0
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console) if console.is_terminal else None
 
@@ -131,6 +132,7 @@ class Display:
         from fgclip_doctor.core.ranks import world_size
 
         say(self.console, foretold(config, model, optimizer, ranks=world_size()))
+        self.bank_size = config.model.memory_bank_size
         self.began = time.monotonic()
         if self.bar is not None:
             self.bar.start()
@@ -138,6 +140,11 @@ class Display:
 
     def step(self, entry: Mapping[str, float]) -> None:
         self.done = int(entry["step"])
+        if entry.get("bank_on") and not self.bank_on:
+            self.bank_on = True
+            at = f"step {self.done}, forward {entry['forwards']:.0f}"
+            rows = f"{entry['bank_rows']:.0f} of {self.bank_size} rows, pointer {entry['bank_pointer']:.0f}"
+            say(self.console, f"memory bank on at {at}: {rows}")
         rate = (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
         bits = (f"{name} {entry[f'learnt_bits_{name}']:.2f}" for name in SCALES if f"learnt_bits_{name}" in entry)
         said = f"loss {entry['loss']:.3f}  learnt bits: {', '.join(bits)}  {rate:.1f} step/s"

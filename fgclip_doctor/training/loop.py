@@ -89,7 +89,8 @@ def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnSt
 
         if progress.step % config.logging_steps == 0 or progress.step == config.max_steps:
             entry = {"step": progress.step, "epoch": config.epoch(progress.step, world_size()), **meter.means()}
-            entry |= learnt_bits(entry) | {"learning_rate": rates[0], "grad_norm": grad_norm.item(), **state_of(model)}
+            entry |= learnt_bits(entry) | {"learning_rate": rates[0], "grad_norm": grad_norm.item()}
+            entry |= state_of(model, progress.step)
             entry |= {f"learning_rate_{group['name']}": rate for group, rate in zip(groups, rates, strict=True)}
             progress.log_history.append(entry)
             if on_step is not None and rank() == 0:
@@ -172,11 +173,12 @@ def learnt_bits(entry: Mapping[str, float]) -> dict[str, float]:
     return bits
 
 
-def state_of(model: FgclipModel) -> dict[str, float]:
+def state_of(model: FgclipModel, step: int) -> dict[str, float]:
     """What the log says of the model itself: the scales, in log space, and the bank."""
     state = {name: scale.item() for name, scale in model.logit_scales().items()}
     if model.bank is not None:
         state["forwards"] = model.bank.training_steps.item()
+        state["bank_on"] = float(model.bank.is_on(step))
         state["bank_rows"] = model.bank.filled().sum().item()
         state["bank_pointer"] = model.bank.queue_ptr.item()
     return state

@@ -60,9 +60,11 @@ def test_it_says_what_will_happen_before_the_first_step(trained: tuple[Path, str
 
 
 def test_what_it_said_is_what_happened(trained: tuple[Path, str]) -> None:
-    directory, _ = trained
+    directory, out = trained
+    assert "memory bank on at step 2, forward 4: 0 of 20 rows, pointer 0" in out
     history = lines(directory)
     assert [entry["bank_rows"] for entry in history] == [0, 0, 16, 20, 20, 20]
+    assert [entry["bank_on"] for entry in history] == [0, 1, 1, 1, 1, 1]
     assert history[1]["candidates_region"] == 8
     assert history[4]["candidates_region"] > 24  # of 28, less the rows with an anchor's own caption
 
