@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
 import struct
 import subprocess
 import sys
@@ -146,6 +147,12 @@ def main() -> None:
                 print(f"{name:32}{seconds:8.2f}{base / seconds:10.1f}{peak:9.0f}")
             command = [sys.executable, "-c", POLL.format(appended=APPENDED), str(whole)]
             polled = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            subprocess.run(
+                [sys.executable, "-m", "fgclip_doctor", "audit", str(whole)], capture_output=True, check=False
+            )
+            audit = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+            print(f"{'audit, the whole process':32}{audit:8.2f}{base / audit:10.1f}")
             print(f"{APPENDED} records appended: {polled * 1e3:.2f} ms\n")
 
 

@@ -52,7 +52,7 @@ def stated(name: str, text: str) -> Fact:
     known, _, term = name.partition(".")
     if known not in FACTS or (term and known != "candidates"):
         raise Unreadable(str(source), f"there is no such fact; there are {', '.join(FACTS)}")
-    value = valid(name, _value(text))
+    value = valid(name, typed(text))
     if value is None:
         raise Unreadable(str(source), f"{name} must be {_must(known)}, not {text!r}")
     return Fact(name, value, source)
@@ -67,8 +67,8 @@ def _must(name: str) -> str:
     return f"a number from {least:g} to {most:g}"
 
 
-def _value(text: str) -> int | float | bool | str:
-    """A fact as it is typed: a whole number, a number, true or false, else text."""
+def typed(text: str) -> int | float | bool | str:
+    """A value that was typed or printed: a whole number, a number, true or false, else text."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):

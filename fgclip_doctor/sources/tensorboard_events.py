@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fgclip_doctor.run import Event, Fact, Run, Series, Source
 from fgclip_doctor.sources import trainer
 from fgclip_doctor.sources.event_records import MARGIN, Columns, decode, frame, is_record, ordered
+from fgclip_doctor.sources.facts import typed
 from fgclip_doctor.sources.files import Unreadable, inside, open_regular, read_at
 
 NAME = "tfevents"  # stands in the name of every event file, whoever wrote it
@@ -237,7 +238,10 @@ class EventFile:
         for tag, text in self.texts.items():
             stated = settings_in(text)
             read = trainer.config_facts if "model_type" in stated else trainer.facts
-            yield from read(stated, f"{self.path}: {tag}")
+            told = {fact.name: fact for fact in read(stated, f"{self.path}: {tag}")}
+            if "max_steps" in told:  # it overrides the epochs, whose default stays in the arguments
+                told.pop("num_epochs", None)
+            yield from told.values()
         yield from trainer.facts(self.settings, f"{self.path}: hparams")
 
 
@@ -246,21 +250,8 @@ def settings_in(text: str) -> Mapping[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        content = {name: _plain(value) for name, value in PAIR.findall(text)}
+        content = {name: typed(value.strip("'\"")) for name, value in PAIR.findall(text)}
     return content if isinstance(content, Mapping) else {}
-
-
-def _plain(value: str) -> Any:
-    if value[0] in "'\"":
-        return value[1:-1]
-    if value in ("True", "False"):
-        return value == "True"
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return {"true": True, "false": False, "None": None, "null": None}.get(value, value)
 
 
 class EventLog:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorboard.summary
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -213,6 +215,31 @@ def test_texts_are_settings(tmp_path: Path, text: str) -> None:
     assert "tfevents" in facts["bf16"].source.path
 
 
+def test_the_log_of_transformers_trainer(tmp_path: Path) -> None:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers.integrations import TensorBoardCallback
+
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, max_steps=90, report_to=[], use_cpu=True
+    )
+    callback, control = TensorBoardCallback(SummaryWriter(str(tmp_path / "runs" / "now"))), TrainerControl()
+    state = TrainerState(is_world_process_zero=True)
+    callback.on_train_begin(arguments, state, control)
+    for step in range(10, 100, 10):
+        state.global_step = step
+        callback.on_log(arguments, state, control, {"loss": 1 / step, "learning_rate": 1e-5, "epoch": step / 10})
+    callback.on_log(arguments, state, control, {"eval_loss": 2.0, "epoch": 9})
+    callback.on_train_end(arguments, state, control)
+    run = load([tmp_path])
+    assert run.loss("total").name == "train/loss"
+    assert run.loss("total").steps.tolist() == list(range(10, 100, 10))
+    assert run.loss("total").values.tolist() == [float(np.float32(1 / step)) for step in range(10, 100, 10)]
+    assert set(run.series) == {"train/loss", "train/learning_rate", "train/epoch", "eval/loss"}
+    expected = {"micro_batch": 4, "max_steps": 90, "schedule": "linear", "learning_rate": 5e-5, "max_grad_norm": 1.0}
+    assert {name: run.fact(name).value for name in expected} == expected
+    assert "num_epochs" not in run.facts
+
+
 def test_hyperparameters_are_settings(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_hparams({"lr": 0.1, "batch_size": 4, "scheduler_type": "cosine", "bf16": True}, {"accuracy": 0.5})
@@ -261,10 +288,15 @@ def test_following_begins_again_when_the_file_is_another(tmp_path: Path, how: st
     assert same(scalars(log.run()), oracle(path))
 
 
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("spliced")
+
+
 def small(tmp_path: Path) -> tuple[Path, list[Event]]:
     events = [event(step, loss=step + 0.5, learning_rate=0.1) for step in range(4)]
     events += [event(step, loss=step + 0.5) for step in range(4, 40)]
-    return write(tmp_path / "tfevents", events), events
+    return write(tmp_path / "tfevents", events, "wb"), events
 
 
 def test_every_cut_gives_what_was_before_it(tmp_path: Path) -> None:
@@ -297,6 +329,24 @@ def test_flipped_bits_lose_their_record_only(tmp_path: Path) -> None:
         assert len(found) >= len(rows) - 2
         assert len(run.problems) == 1
         assert run.problems[0].startswith(f"{path}: ")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_splices_and_flips_never_invent_a_scalar(scratch: Path, data: st.DataObject) -> None:
+    path, _ = small(scratch)
+    whole = bytearray(path.read_bytes())
+    rows = {(tag, *row) for tag, found in scalars(read(path)).items() for row in found}
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(whole)))
+        cut = data.draw(st.integers(0, 80))
+        whole[place : place + cut] = data.draw(st.binary(max_size=80) | st.just(bytes(whole[place // 2 : place])))
+    path.write_bytes(whole)
+    file = EventFile(path)
+    file.poll()
+    found = {tag: (one.steps.tolist(), one.walls.tolist(), one.values.tolist()) for tag, one in file.rows.items()}
+    assert {(tag, *row) for tag, columns in found.items() for row in zip(*columns, strict=True)} <= rows
+    assert all(str(problem).startswith(f"{path}: ") for problem in file.problems())
 
 
 def hostile() -> Iterator[tuple[str, bytes]]:
@@ -413,8 +463,8 @@ def test_audited_alone_beside_a_checkpoint_or_by_content(tmp_path: Path) -> None
     logs = tmp_path / "run" / "logs"
     logs.mkdir(parents=True)
     path = write(logs / "events.out.tfevents.1", [event(step, loss=step) for step in range(20)])
-    for given in (tmp_path / "run", path, shutil.copy(path, tmp_path / "renamed")):
-        run = load([Path(given)])
+    for audited in (tmp_path / "run", path, shutil.copy(path, tmp_path / "renamed")):
+        run = load([Path(audited)])
         assert run.roles == {"loss.total": "loss"}
         assert run.checkpoints == ()
         assert run.problems == []
@@ -453,9 +503,9 @@ def test_odd_times_and_steps(tmp_path: Path) -> None:
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
     path = tmp_path / "events.out.tfevents.1"
     path.write_bytes(b"broken" * 10)
-    for given in (path, tmp_path):
+    for audited in (path, tmp_path):
         with pytest.raises(Unreadable, match=r"events\.out\.tfevents\.1: ends in the middle of a record"):
-            load([given])
+            load([audited])
     path.write_bytes(b"")
     with pytest.raises(Unreadable, match="holds no scalars"):
         load([path])
