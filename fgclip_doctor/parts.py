@@ -46,7 +46,8 @@ def named(run: Run) -> Optimizer:
     """The optimizer of the latest checkpoint; `Missing` if it isn't known which parameter has which index."""
     optimizer = run.optimizer
     if not optimizer.names:
-        raise Missing(f"which parameter has which index of {optimizer.source} is not known")
+        why = f" ({optimizer.naming})" if optimizer.naming else ""
+        raise Missing(f"which parameter has which index of {optimizer.source} is not known{why}")
     return optimizer
 
 

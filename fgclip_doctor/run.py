@@ -73,6 +73,9 @@ FACTS: dict[str, str] = {
     "logit_scale_init": "the configured start of the global logit_scale, in log space",
     "hidden_act": "activation of the towers",
     "loss_kind": "'softmax' or 'sigmoid'",
+    "adapter_rank": "rank of low-rank adapters",
+    "adapter_alpha": "alpha of low-rank adapters; their output is scaled by alpha / rank",
+    "adapter_targets": "the modules that have adapters",
 }
 
 
@@ -234,6 +237,7 @@ class Checkpoint:
     optimizer: Optimizer | None = None
     scheduler: Mapping[str, Any] | None = None
     trainer_step: int | None = None  # as the trainer counts; `step` is the best known, from a folder's name if need be
+    partial: str = ""  # why `tensors` aren't the whole model, if they aren't
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +313,13 @@ class Run:
         if not self.checkpoint.tensors:
             raise Missing("no weights in the checkpoint")
         return self.checkpoint.tensors
+
+    @property
+    def whole_model(self) -> Mapping[str, Tensor]:
+        """`tensors`, for a check that something isn't among them: `Missing` where they are a part of the model."""
+        if self.checkpoint.partial:
+            raise Missing(self.checkpoint.partial)
+        return self.tensors
 
     @property
     def optimizer(self) -> Optimizer:

@@ -13,13 +13,19 @@ MAX_NAME = 200  # characters; a longer name is nobody's, and its many parts woul
 
 def under_names_of(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """`tensors` with the prefix added or removed (``clip.``, ``module.model.``) that most of `names` agree on."""
-    names = set(names)
-    added, removed = _prefixes(names, set(tensors)), _prefixes(tensors, names)
+    renamed = aligned(tensors, names)
+    return {renamed[name]: tensor for name, tensor in tensors.items()}
+
+
+def aligned(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
+    """Each of `ours` as it is called among `theirs`: with the prefix added or removed that most of them agree on."""
+    ours, theirs = list(ours), set(theirs)
+    added, removed = _prefixes(theirs, set(ours)), _prefixes(ours, theirs)
     prefix, matches = max(added.items(), key=lambda pair: pair[1], default=("", 0))
     other, others = max(removed.items(), key=lambda pair: pair[1], default=("", 0))
     if others > matches:
-        return {name.removeprefix(other): tensor for name, tensor in tensors.items()}
-    return {prefix + name: tensor for name, tensor in tensors.items()}
+        return {name: name.removeprefix(other) for name in ours}
+    return {name: prefix + name for name in ours}
 
 
 def _prefixes(longer: Iterable[str], shorter: set[str]) -> Counter[str]:

@@ -14,15 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from fgclip_doctor.run import Checkpoint, Fact, Optimizer, Series, Source, Tensor
+from fgclip_doctor.sources import (
+    deepspeed,
+    distributed_checkpoint,
+    roles,
+    safetensors_file,
+    torch_file,
+    torchscript,
+    trainer,
+)
 from fgclip_doctor.sources import optimizer as optimizers
-from fgclip_doctor.sources import roles, safetensors_file, torch_file, trainer
+from fgclip_doctor.sources.alignment import under_names_of
 from fgclip_doctor.sources.facts import valid
 from fgclip_doctor.sources.files import Unreadable, inside, read_json, reason
 from fgclip_doctor.sources.naming import Weights
 from fgclip_doctor.sources.pickles import Stub
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # each may be sharded, with an index beside it
-PIECES = ("config.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "training_args.bin")
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's
+OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")  # the Trainer's, accelerate's
+PIECES = ("config.json", "trainer_state.json", "scheduler.pt", "scheduler.bin", "training_args.bin", *OPTIMIZER_FILES)
 BARE = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 NOT_WEIGHTS = re.compile(r"optimizer|scheduler|training_args|rng_state|scaler|random_states|sampler")
 STEP = re.compile(r"(?:^|[-_.])(?:checkpoint|ckpt|step|steps|global_step|iter|iteration)[-_=]?(\d{1,15})(?:\D|$)")
@@ -31,7 +42,7 @@ OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states", 
 SCHEDULERS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_schedulers")
 ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt_args")
 EPOCHS = "num_epochs"
-STEPS = ("global_step", "step", "steps", "iteration", "iter", "it")
+STEPS = ("global_step", "global_steps", "step", "steps", "iteration", "iter", "it")
 PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
 MAX_SHARDS = 2_000  # each may cost a line
 
@@ -52,6 +63,7 @@ class Found:
     facts: list[Fact] = field(default_factory=list)  # the first that states something wins
     series: dict[str, Series] = field(default_factory=dict)
     problems: list[Unreadable] = field(default_factory=list)
+    partial: str = ""  # why the tensors aren't the whole model, if they aren't
 
     @property
     def weights(self) -> Weights:
@@ -64,18 +76,21 @@ class Found:
 
     @property
     def order(self) -> int | None:
-        return self.trainer_step if self.trainer_step is not None else self.step
+        """The step: the trainer's own, else that of the name, else the optimizer's."""
+        applied = self.optimizer.step if self.optimizer else None
+        return next((step for step in (self.trainer_step, self.step, applied) if step is not None), None)
 
     def checkpoint(self) -> Checkpoint:
-        """Its step is the trainer's own, else that of the name, else the optimizer's."""
-        step = self.order if self.order is not None or self.optimizer is None else self.optimizer.step
-        return Checkpoint(self.path, step, self.tensors, self.optimizer, self.scheduler, self.trainer_step)
+        return Checkpoint(
+            self.path, self.order, self.tensors, self.optimizer, self.scheduler, self.trainer_step, self.partial
+        )
 
 
 def is_checkpoint(directory: Path) -> bool:
     """True if `directory` holds a piece that a trainer writes."""
     names = {entry.name for entry in directory.iterdir()}
-    return bool(names & {*PIECES, *WEIGHTS, *(f"{weights}.index.json" for weights in WEIGHTS)})
+    whole = {*PIECES, *WEIGHTS, *(f"{weights}.index.json" for weights in WEIGHTS), *ADAPTERS}
+    return bool(names & {*whole, distributed_checkpoint.METADATA}) or deepspeed.is_checkpoint(directory)
 
 
 def _may_be_checkpoint(entry: Path) -> bool:
@@ -87,11 +102,18 @@ def _may_be_checkpoint(entry: Path) -> bool:
 
 
 def inner_checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints that a run directory holds, by step: folders, else bare files of weights."""
+    """The checkpoints that a run directory holds, by step: folders, else bare files of weights.
+
+    They may lie in a folder called checkpoints (open_clip, Lightning). What DeepSpeed left in a checkpoint of another
+    trainer is a part of that.
+    """
     entries = sorted(directory.iterdir(), key=lambda entry: (_count(entry.name), entry.name))
     folders = [entry for entry in entries if _step(entry.name) is not None and _may_be_checkpoint(entry)]
-    if folders or is_checkpoint(directory):
-        return folders
+    whole = is_checkpoint(directory)
+    if folders or whole:
+        return [folder for folder in folders if not (whole and deepspeed.STEP_FOLDER.fullmatch(folder.name))]
+    if (directory / "checkpoints").is_dir():
+        return inner_checkpoints(directory / "checkpoints") or [directory / "checkpoints"]
     return [entry for entry in entries if entry.suffix in BARE and not NOT_WEIGHTS.search(entry.name)]
 
 
@@ -122,11 +144,13 @@ def read_directory(directory: Path) -> Found:
         return found
 
     def attempt(read: Callable[[Found, Path], None], name: str) -> None:
-        if name in there:
+        if not name or name in there:  # the directory itself, or something in it
             try:
                 read(found, directory / name)
             except Unreadable as error:
                 found.problems.append(error)
+            except OSError as error:  # a folder in it that may not be listed
+                found.problems.append(Unreadable(directory / name, reason(error)))
 
     for name, read in READERS.items():
         attempt(read, name)
@@ -136,7 +160,16 @@ def read_directory(directory: Path) -> Found:
             attempt(_shards, f"{name}.index.json")
         if not found.tensors:
             attempt(_weights, name)
-    attempt(_optimizer, "optimizer.pt")
+    for name in ADAPTERS:
+        if not found.tensors:
+            attempt(_adapters, name)
+    for name in OPTIMIZER_FILES:
+        if not found.optimizer:
+            attempt(_optimizer, name)
+    for name in ("", *sorted(there)):
+        if distributed_checkpoint.is_one(directory / name):
+            attempt(_sharded, name)
+    attempt(_deepspeed, "")
     return found
 
 
@@ -156,6 +189,9 @@ def _arguments(found: Found, path: Path) -> None:
 def _plain(content: object) -> dict[str, Any]:
     """The fields of a dict, or of the object that a stub stands for; an enum among them as its value."""
     state = content.state if isinstance(content, Stub) else content
+    if isinstance(content, Stub) and not isinstance(state, Mapping):  # a subclass of dict, as Lightning's
+        pairs = [item for item in content.items if isinstance(item, tuple) and len(item) == 2]
+        state = {key: value for key, value in pairs if isinstance(key, str)}
     if not isinstance(state, Mapping):
         return {}
     return {str(key): _enum(value) for key, value in state.items()}
@@ -192,11 +228,23 @@ def _config(found: Found, path: Path) -> None:
     found.transformers = "transformers_version" in config and "clip" in str(config.get("model_type", "")).lower()
 
 
+def _adapter_config(found: Found, path: Path) -> None:
+    config = _json(path)
+    for name, key in (("adapter_rank", "r"), ("adapter_alpha", "lora_alpha"), ("adapter_targets", "target_modules")):
+        value = config.get(key)
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            found.facts.append(Fact(name, value, Source(str(path), key)))
+        elif isinstance(value, list):
+            found.facts.append(Fact(name, ", ".join(sorted(map(str, value))), Source(str(path), key)))
+
+
 READERS: dict[str, Callable[[Found, Path], None]] = {  # in the order in which the first that states a fact wins
     "training_args.bin": _arguments,
     "trainer_state.json": _trainer_state,
     "scheduler.pt": _scheduler,
+    "scheduler.bin": _scheduler,
     "config.json": _config,
+    "adapter_config.json": _adapter_config,
 }
 
 
@@ -221,6 +269,47 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return safetensors_file.read(path)
     return _state_dict(torch_file.read(path), path)
+
+
+def _adapters(found: Found, path: Path) -> None:
+    _weights(found, path)
+    found.partial = f"{path.name} holds adapters alone, without the model that they adapt"
+
+
+def _sharded(found: Found, path: Path) -> None:
+    """A directory of torch.distributed.checkpoint: the model, the optimizer or both, under whatever name."""
+    content, problems = distributed_checkpoint.read(path)
+    found.problems += problems
+    known = {*WRAPPERS, *OPTIMIZERS, *SCHEDULERS, *ARGUMENTS}
+    while len(content) == 1 and isinstance(inner := next(iter(content.values())), dict) and not known & set(content):
+        content = inner  # of an object that is called "app", say
+    if (tensors := _weights_in(content)) is not None:
+        _keep(found, {name: _renamed(value, name) for name, value in tensors.items() if isinstance(value, Tensor)})
+        found.partial = "some shards of the checkpoint can't be read" if problems else ""
+    _trainer_pieces(found, {"optimizer": content} if optimizers.is_optimizer(content) else content, path)
+
+
+def _deepspeed(found: Found, path: Path) -> None:
+    """DeepSpeed's files, alone or in a checkpoint of the Trainer, whose weights are those that the model computes with.
+
+    What the optimizer keeps in 32 bits is what is trained, so that counts.
+    """
+    place = deepspeed.place(path)
+    if place is None:
+        return
+    saved = deepspeed.read(place)
+    found.problems += saved.problems
+    found.facts[:0] = saved.facts
+    if found.tensors:
+        found.tensors |= {
+            name: _renamed(one, name) for name, one in under_names_of(saved.masters, found.tensors).items()
+        }
+    else:
+        everything = {**saved.tensors, **saved.masters}
+        _keep(found, {name: _renamed(tensor, name) for name, tensor in everything.items()})
+        found.partial = saved.partial
+    _trainer_pieces(found, saved.content, place)
+    found.optimizer = saved.optimizer or found.optimizer
 
 
 def _shards(found: Found, path: Path) -> None:
@@ -302,14 +391,22 @@ def read_file(path: Path) -> Found:
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
     """The tensors by name, from under the usual wrappers. Raises `Unreadable` if there are none."""
+    if isinstance(content, Stub) and torchscript.is_module(content):
+        content = torchscript.state_dict(content)
+    tensors = _weights_in(content)
+    if tensors is None:
+        raise Unreadable(path, "holds no state dict of weights")
+    return {name: _renamed(value, name) for name, value in tensors.items() if isinstance(value, Tensor)}
+
+
+def _weights_in(content: object) -> Mapping[str, Any] | None:
+    """The state dict in `content`, under the usual wrappers."""
     for _ in range(3):
         if _is_state_dict(content):
             break
         inner = (content.get(key) for key in WRAPPERS) if isinstance(content, Mapping) else ()
         content = next((value for value in inner if isinstance(value, Mapping)), None)
-    if not isinstance(content, Mapping) or not _is_state_dict(content):
-        raise Unreadable(path, "holds no state dict of weights")
-    return {name: _renamed(value, name) for name, value in content.items() if isinstance(value, Tensor)}
+    return content if isinstance(content, Mapping) and _is_state_dict(content) else None
 
 
 def _is_state_dict(content: object) -> bool:
@@ -324,6 +421,9 @@ def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> Non
     """Optimizer, scheduler, step count and arguments from beside the weights."""
     for key in OPTIMIZERS:
         payload = _first(content.get(key))
+        if isinstance(payload, list) and payload and optimizers.is_optimizer(payload[0]):
+            why = f"holds {len(payload)} optimizers under {key}, which are not read"
+            found.problems.append(Unreadable(path, why))
         if optimizers.is_optimizer(payload):
             found.optimizer = optimizers.read(payload, Source(str(path), key))
             found.moments = optimizers.shapes(payload)
@@ -336,7 +436,8 @@ def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> Non
             found.scheduler = {str(name): value for name, value in scheduler.items()}
             found.facts.extend(trainer.scheduler_facts(found.scheduler, f"{path}: {key}"))
             break
-    for key in STEPS:
+    _precision_and_loops(found, content, path)
+    for key in STEPS if found.trainer_step is None else ():  # the trainer's own state comes first
         step = _number(content.get(key))
         if step is not None and not (key != STEPS[0] and "epoch" in content and step < _applied(found)):
             found.trainer_step = step
@@ -347,6 +448,20 @@ def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> Non
 def _applied(found: Found) -> int:
     """The optimizer's own count: a `step` under it, beside an epoch, is counted within the epoch."""
     return (found.optimizer.step if found.optimizer else None) or 0
+
+
+def _precision_and_loops(found: Found, content: Mapping[str, Any], path: Path) -> None:
+    """What Lightning and open_clip save of a gradient scaler, and Lightning of the batches that it has counted."""
+    for key in ("scaler", "MixedPrecision", "native_amp_scaling_state"):
+        scaler = content.get(key)
+        if isinstance(scaler, Mapping) and "scale" in scaler:  # one that is switched off has an empty state
+            found.facts.append(Fact("fp16", True, Source(str(path), key)))
+    place: object = content
+    for key in ("loops", "fit_loop", "epoch_loop.batch_progress", "total", "completed"):
+        place = place.get(key) if isinstance(place, Mapping) else None
+    batches, steps = _number(place), _number(content.get("global_step"))
+    if batches and steps and batches % steps == 0:  # the last update of an epoch may take fewer
+        found.facts.append(Fact("accumulation", batches // steps, Source(str(path), "batches per global_step")))
 
 
 def _first(value: object) -> object:

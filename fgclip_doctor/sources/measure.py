@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -79,28 +79,58 @@ class Stored:
     def nbytes(self) -> int:
         return math.prod(self.shape) * SIZES[self.dtype]
 
-    def tensor(self, name: str, source: Source) -> Tensor:
+    @property
+    def contiguous(self) -> bool:
+        """Whether the elements lie one after the other, in the order of the axes."""
+        steps = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        strides = zip(self.shape, self.strides or steps, steps, strict=True)
+        return 0 in self.shape or all(length == 1 or stride == step for length, stride, step in strides)
+
+    def cut(self, start: int, count: int) -> Stored:
+        """`count` elements from `start`, flat, of a contiguous tensor."""
+        return replace(self, offset=self.offset + start * SIZES[self.dtype], shape=(count,), strides=None)
+
+    def tensor(self, name: str, source: Source) -> StoredTensor:
         """The `Tensor` that checks read."""
-        return Tensor(
+        return StoredTensor(self, name, source)
+
+
+class StoredTensor(Tensor):
+    """A tensor that lies in one place, and so can be cut into parts."""
+
+    def __init__(self, stored: Stored, name: str, source: Source) -> None:
+        self.stored = stored
+        super().__init__(
             name,
-            self.shape,
-            self.dtype,
+            stored.shape,
+            stored.dtype,
             source,
-            measure=partial(statistics, self),
-            read=partial(values, self),
-            digest=partial(digest, self),
-            nbytes=self.nbytes,
+            measure=partial(statistics, stored),
+            read=partial(values, stored),
+            digest=partial(digest, stored),
+            nbytes=stored.nbytes,
         )
 
 
 def statistics(stored: Stored) -> Statistics:
     """Every statistic of a tensor, in one pass over its bytes. A complex one is measured by its parts."""
+    repeats = math.prod(length for length, stride in _axes(stored) if not stride)
+    return _measured([stored]).statistics(count=math.prod(stored.shape), repeats=repeats)
+
+
+def statistics_of(parts: Iterable[Stored]) -> Statistics:
+    """Every statistic of a tensor that lies in several contiguous parts."""
+    known = list(parts)
+    return _measured(known).statistics(count=sum(math.prod(part.shape) for part in known), repeats=1)
+
+
+def _measured(parts: Iterable[Stored]) -> _Moments:
     moments = _Moments()
     with np.errstate(all="ignore"):
-        for chunk in _chunks(stored):
-            moments.add(_widened(chunk, stored.dtype))
-    repeats = math.prod(length for length, stride in _axes(stored) if not stride)
-    return moments.statistics(count=math.prod(stored.shape), repeats=repeats)
+        for part in parts:
+            for chunk in _chunks(part):
+                moments.add(_widened(chunk, part.dtype))
+    return moments
 
 
 def values(stored: Stored) -> NDArray[Any]:
@@ -125,9 +155,15 @@ def digest(stored: Stored) -> str:
     axes = _axes(stored)
     order = _storage_order(axes)
     layout = "" if order == sorted(order) and all(stride for _, stride in axes) else f"{order}"
-    total = hashlib.sha256(f"{stored.dtype}{stored.shape}{layout}".encode())
-    for chunk in _chunks(stored):
-        total.update(np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<")).data)
+    return digest_of([stored], stored.dtype, stored.shape, layout)
+
+
+def digest_of(parts: Iterable[Stored], dtype: str, shape: tuple[int, ...], layout: str = "") -> str:
+    """The hash of a tensor that lies in `parts`: with no `layout`, that of the same bytes in one place."""
+    total = hashlib.sha256(f"{dtype}{shape}{layout}".encode())
+    for part in parts:
+        for chunk in _chunks(part):
+            total.update(np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<")).data)
     return total.hexdigest()
 
 
@@ -214,7 +250,7 @@ def _chunks(stored: Stored) -> Iterator[NDArray[Any]]:
             raw = _scratch.raw[: span * dtype.itemsize]
             _fill(descriptor, stored, stored.offset + start * dtype.itemsize, raw)
             chunk = raw.view(dtype)
-            if math.prod(length for length, _ in block) != span:
+            if block[1:] or any(stride > 1 for _, stride in block):  # not one stretch, even if it is as long as one
                 strides = [stride * dtype.itemsize for _, stride in block]
                 chunk = np.lib.stride_tricks.as_strided(chunk, [length for length, _ in block], strides).reshape(-1)
             yield chunk if dtype.isnative else chunk.astype(dtype.newbyteorder("="))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fgclip_doctor.run import Missing, Optimizer, OptimizerGroup, ParameterState, Source, Tensor
+from fgclip_doctor.sources.alignment import aligned
 from fgclip_doctor.sources.files import Unreadable
 from fgclip_doctor.sources.naming import Names, TooOpen, Weights, align
 
@@ -32,6 +33,7 @@ def read(payload: object, source: Source) -> Optimizer:
     """The optimizer that `payload` describes, its indices still without names. Raises `Unreadable`."""
     if not isinstance(payload, Mapping) or not is_optimizer(payload):
         raise Unreadable(source.path, "not the state of a torch optimizer")
+    payload = _by_number(payload)
     groups = tuple(_group(place, group, source) for place, group in enumerate(payload["param_groups"]))
     indices = [index for group in groups for index in group.parameters]
     if len(set(indices)) != len(indices):
@@ -64,9 +66,13 @@ def named(
     `earlier` are the weights of an earlier checkpoint of the same run. What changed since then was trained, and it
     changed in the direction of its own moments: both tell parameters of equal shape apart.
     """
-    stored = _stored_names(optimizer)
+    stored = optimizer.names or _stored_names(optimizer)
     if stored:
-        return replace(optimizer, names=stored, naming="names stored in the optimizer")
+        known = aligned((name for names in stored.values() for name in names), weights.tensors)
+        names = {index: tuple(known[name] for name in names) for index, names in stored.items()}
+        return replace(optimizer, names=names, naming=optimizer.naming or "names stored in the optimizer")
+    if optimizer.naming:  # what is known of the layout is that it has no order to go by
+        return optimizer
     stateless = [index for index in optimizer.indices if index not in optimizer.states]
     try:
         names = align(optimizer.groups, moments, stateless, weights)
@@ -156,6 +162,22 @@ def _disagreeing(
 
 def _fits(tensor: Tensor) -> bool:
     return MIN_AGREEMENT_SIZE <= tensor.size <= MAX_AGREEMENT_SIZE
+
+
+def _by_number(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """FSDP and torch.distributed.checkpoint key by name: the same by number, with the names in the groups."""
+    groups = payload["param_groups"]
+    lists = [group.get("params") if isinstance(group, Mapping) else None for group in groups]
+    names = [name for one in lists if isinstance(one, list) for name in one]
+    if not names or not all(isinstance(name, str) for name in names):
+        return payload
+    numbers = {name: number for number, name in enumerate(names)}
+    numbered = [
+        {**group, "params": [numbers[name] for name in one], "param_names": one} if isinstance(one, list) else group
+        for group, one in zip(groups, lists, strict=True)
+    ]
+    states = {numbers[name]: state for name, state in payload["state"].items() if name in numbers}
+    return {"state": states, "param_groups": numbered}
 
 
 def _group(place: int, group: object, source: Source) -> OptimizerGroup:

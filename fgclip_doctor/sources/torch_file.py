@@ -5,6 +5,7 @@ Nothing in the file is executed: the structure comes from `pickles`, the tensors
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -12,7 +13,6 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ DIRECTORY_LIMIT = 16 << 20  # bytes of the zip directory: about 200,000 entries
 MAX_TENSORS = 100_000
 NAMING_DEPTH = 16  # keys in the name of a tensor
 NAME_LIMIT = 200  # characters of one key
+CODE = "/code/"  # of a TorchScript archive: compressed, and never looked at
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER
 STORAGES = {
     "DoubleStorage": "float64",
@@ -59,11 +60,22 @@ def read(path: Path) -> Any:
     with open_regular(path) as descriptor:
         start = read_at(descriptor, path, 0, min(512, os.fstat(descriptor).st_size))
         if start.startswith(b"PK"):
-            content = _Zip(path, descriptor).content()
+            content = _Zip(path, descriptor, 0, os.fstat(descriptor).st_size).content()
         elif other := _other_kind(start):
             raise Unreadable(path, other)
         else:
             content = _stream(path, descriptor)
+    _name(content, str(path))
+    return content
+
+
+def read_part(path: Path, offset: int, length: int) -> Any:
+    """What `read` gives for a zip archive that lies within a file: one piece of a sharded checkpoint."""
+    with open_regular(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if offset < 0 or length < 0 or offset + length > size:
+            raise Unreadable(path, f"ends before byte {offset + length:,}, to which its index goes")
+        content = _Zip(path, descriptor, offset, length).content()
     _name(content, str(path))
     return content
 
@@ -98,34 +110,54 @@ class _Storage:
     offset: int | None
 
 
-class _BoundedFile(FileIO):
-    """Lets the zip module read no more at once than a directory may hold: it would believe any size that is stated."""
+class _Window(io.RawIOBase):
+    """The bytes of an archive, of which the zip module gets no more at once than a directory may hold.
+
+    It would believe any size that is stated.
+    """
+
+    def __init__(self, descriptor: int, start: int, length: int) -> None:
+        self.descriptor, self.start, self.length, self.at = descriptor, start, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.length}[whence]
+        if place < 0:
+            raise ValueError("its directory lies before its beginning")
+        self.at = place
+        return place
+
+    def tell(self) -> int:
+        return self.at
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0 or size > DIRECTORY_LIMIT:
-            size = DIRECTORY_LIMIT + 1
-        content = super().read(size) or b""
-        if len(content) > DIRECTORY_LIMIT:
+        left = max(self.length - self.at, 0)
+        size = left if size is None or size < 0 else min(size, left)
+        if size > DIRECTORY_LIMIT:
             raise zipfile.BadZipFile(f"its directory is larger than {DIRECTORY_LIMIT:,} bytes")
+        content = os.pread(self.descriptor, size, self.start + self.at)
+        self.at += len(content)
         return content
 
 
 class _Zip:
     """A zip archive whose entries are stored as they are: `prefix/data.pkl`, `prefix/data/KEY`, `prefix/byteorder`."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, start: int, length: int) -> None:
         self.path, self.descriptor = path, descriptor
-        self.size = os.fstat(descriptor).st_size
+        self.start, self.size = start, os.fstat(descriptor).st_size
         self.entries: dict[str, tuple[int, int]] = {}  # name -> offset and length of its content
         try:
-            with _BoundedFile(descriptor, closefd=False) as file, zipfile.ZipFile(file) as archive:
-                entries, end = archive.infolist(), archive.start_dir
+            with zipfile.ZipFile(_Window(descriptor, start, length)) as archive:
+                entries, end = archive.infolist(), start + archive.start_dir
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
             raise Unreadable(path, f"is a damaged or truncated zip archive: {error}") from error
-        if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-            raise Unreadable(path, "is a TorchScript archive, which is not read; save its state_dict instead")
-        free = 0
+        free = start
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
+            if CODE in entry.filename:
+                continue
             offset = self._check(entry, free, end)
             self.entries[entry.filename] = (offset, entry.file_size)
             free = offset + entry.file_size
@@ -139,13 +171,14 @@ class _Zip:
             raise Unreadable(self.path, f"has a compressed entry, {name!r}, which torch never writes")
         if name in self.entries:
             raise Unreadable(self.path, f"has the entry {name!r} twice")
-        if not free <= entry.header_offset <= end - 30:
+        place = self.start + entry.header_offset
+        if not free <= place <= end - 30:
             raise Unreadable(self.path, f"has entries that overlap or lie outside the file: {name!r}")
-        header = read_at(self.descriptor, self.path, entry.header_offset, 30)
+        header = read_at(self.descriptor, self.path, place, 30)
         if not header.startswith(b"PK\x03\x04"):
             raise Unreadable(self.path, f"has no entry where its directory says {name!r} is")
         name_length, extra_length = struct.unpack_from("<HH", header, 26)
-        offset: int = entry.header_offset + 30 + name_length + extra_length
+        offset: int = place + 30 + name_length + extra_length
         if offset + entry.file_size > end:
             raise Unreadable(self.path, f"has an entry that is larger than the file: {name!r}")
         return offset

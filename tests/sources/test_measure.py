@@ -189,6 +189,7 @@ VIEWS = {
     "expanded": lambda t: t[3].expand(50, 70),
     "expanded within": lambda t: t[:, 4].unsqueeze(1).expand(600, 30),
     "overlapping": lambda t: t.view(-1).unfold(0, 5, 2),
+    "overlapping, as long as without": lambda t: t.view(-1).as_strided((4, 4), (2, 3)),
 }
 
 

@@ -137,7 +137,7 @@ def test_an_optimizer_of_another_model_has_no_names(tmp_path: Path) -> None:
         [],
         {"state": {}},
         {"state": {}, "param_groups": [{"lr": 1.0}]},
-        {"state": {}, "param_groups": [{"params": ["weight"]}]},
+        {"state": {}, "param_groups": [{"params": ["weight", 0]}]},
         {"state": {}, "param_groups": [{"params": [0]}, {"params": [0]}]},
     ],
 )

@@ -364,12 +364,6 @@ def test_tar(tmp_path: Path) -> None:
     assert refused(tmp_path / "x.tar").startswith("is a tar archive")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, about TorchScript
-def test_torchscript(tmp_path: Path) -> None:
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "x.pt")
-    assert refused(tmp_path / "x.pt").startswith("is a TorchScript archive")
-
-
 def test_directory_and_missing_file(tmp_path: Path) -> None:
     assert refused(tmp_path) == "is a directory, not a file"
     assert refused(tmp_path / "absent") == "does not exist"

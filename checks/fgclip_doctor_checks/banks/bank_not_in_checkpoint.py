@@ -29,7 +29,7 @@ def bank_not_in_checkpoint(run: Run) -> Iterator[Finding]:
     checkpoint = run.checkpoint
     if checkpoint.optimizer is None and checkpoint.scheduler is None and checkpoint.trainer_step is None:
         raise Missing("no optimizer or trainer state: these weights may be an export that nobody resumes")
-    tensors = run.tensors
+    tensors = run.whole_model
     if not (run.has_role("bank.image_keys") or run.has_role("bank.text_keys")):
         asked = [run.facts[name] for name in ("bank_size", "bank_enabled") if name in run.facts]
         if not asked or not all(fact.value for fact in asked):
