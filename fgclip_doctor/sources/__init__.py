@@ -10,7 +10,7 @@ from fgclip_doctor.run import Checkpoint, Optimizer, Run, Tensor
 from fgclip_doctor.sources import checkpoint as checkpoints
 from fgclip_doctor.sources import optimizer as optimizers
 from fgclip_doctor.sources import roles as parts
-from fgclip_doctor.sources import tensorboard_events, trainer
+from fgclip_doctor.sources import tensorboard_events, text_log, trainer
 from fgclip_doctor.sources.alignment import under_names_of
 from fgclip_doctor.sources.checkpoint import Found
 from fgclip_doctor.sources.facts import stated
@@ -23,12 +23,13 @@ def load(
     facts: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
 ) -> Run:
-    """Everything that `paths` tell, as one run: checkpoints, directories of several, files of weights, event files.
+    """Everything that `paths` tell, as one run: checkpoints, directories of several, files of weights, event files,
+    logs and tables.
 
     `base` is where the run started from; its tensors take the names that the run has for them. `facts` states what no
     artefact says, and wins over what one does; after it the newest checkpoint wins, then the run directory around it,
     then older checkpoints, and in each training_args.bin, trainer_state.json, scheduler.pt, config.json, in this order;
-    then TensorBoard's event files.
+    then TensorBoard's event files, and then logs and tables.
     `roles` names parts of the model. Raises `Unreadable`, with a line that begins with the path, if nothing at all
     could be read from one of the paths; what can't be read of the rest is told in `Run.problems`.
     """
@@ -36,10 +37,10 @@ def load(
     around: list[Found] = []
     logs: list[Run] = []
     for path in paths:
-        inner, outer, log = _read_path(path)
+        inner, outer, told_beside = _read_path(path)
         found += [one for one in inner if one.path not in {known.path for known in found}]
         around += outer
-        logs.append(log)
+        logs += told_beside
     if all(one.order is not None for one in found):
         found.sort(key=lambda one: one.order or 0)
     _name_optimizers(found)
@@ -70,9 +71,9 @@ def load(
     return run
 
 
-def _read_path(path: Path) -> tuple[list[Found], list[Found], Run]:
+def _read_path(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
     """The checkpoints under `path`, by step, the run directory around them, for its facts and its log, and what event
-    files tell.
+    files, logs and tables tell.
 
     Weights in a run directory that also holds checkpoints are those of its last step without an optimizer: they are
     read when they are asked for by themselves.
@@ -85,21 +86,23 @@ def _read_path(path: Path) -> tuple[list[Found], list[Found], Run]:
         raise Unreadable(path, reason(error)) from None
     if not is_directory:
         if tensorboard_events.is_event_file(path):
-            return [], [], tensorboard_events.read(path)
-        return [checkpoints.read_file(path)], [], Run(str(path))
+            return [], [], [tensorboard_events.read(path)]
+        if text_log.is_log(path):
+            return [], [], [text_log.read(path)]
+        return [checkpoints.read_file(path)], [], []
     found = [_read(one) for one in inner] if inner else [checkpoints.read_directory(path)]
     outer = [checkpoints.read_directory(path)] if around else []
+    logs = text_log.beside(path)
     try:
-        log = tensorboard_events.read(path)
+        logs.insert(0, tensorboard_events.read(path))
     except Unreadable as error:
-        log = Run(str(path))
         found[0].problems.append(error)
-    if all(one.empty for one in [*found, *outer]) and not (log.series or log.facts):
+    if all(one.empty for one in [*found, *outer]) and not any(log.series or log.facts for log in logs):
         problems = [error for one in found for error in one.problems]
-        raise problems[0] if problems else Unreadable(path, "holds no checkpoint, weights, trainer state or events")
+        raise (problems[0] if problems else Unreadable(path, "holds no checkpoint, weights, trainer state or log"))
     if not inner and found[0].empty:
-        return [], found, log
-    return found, outer, log
+        return [], found, logs
+    return found, outer, logs
 
 
 def _read(path: Path) -> Found:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, auto
 from typing import Any
@@ -24,6 +24,7 @@ from fgclip_doctor.sources.files import Unreadable
 from fgclip_doctor.sources.skeletons import MAX_LINE, Block, Number, chunks
 
 MAX_SKELETONS = 50_000  # kinds of lines in a file; what comes after so many is left out
+MAX_SKELETON_BYTES = 32 << 20
 MAX_VARIANTS = 1_000  # names that one kind of line may have, by the numbers in them
 MAX_RECORDS = 64  # on a line
 MAX_SERIES = 2_000
@@ -186,10 +187,9 @@ def explain(path: str | os.PathLike[str], understand: Understand) -> Iterator[st
     for text in chunks(path):
         reader.take(text)
         block = Block(text)
-        kinds = reader.kinds_of(block)
-        first = np.concatenate([[0], np.cumsum([kind.runs for kind in kinds])])
-        for row, (kind, number) in enumerate(zip(kinds, block.line_numbers.tolist(), strict=True)):
-            reading = reader.variant(kind, block, row, int(first[row]))
+        kinds, first = reader.kinds_of(block)
+        for row, number in enumerate(block.line_numbers.tolist()):
+            reading = reader.variant(reader.kinds[kinds[row]], block, row, int(first[row]))
             said = "; ".join(_told(record, block, first[row : row + 1]) for record in reading.records)
             said += f"; bank on: {inert(reading.bank_on)}" if reading.bank_on else ""
             known = ", ".join(f"{fact.name} = {fact.value}" for fact in trainer.facts(reading.facts, ""))
@@ -270,7 +270,10 @@ class _Reader:
     def __init__(self, path: str, understand: Understand) -> None:
         self._path = path
         self._understand = understand
-        self._kinds: dict[bytes, _Kind] = {}
+        self.kinds: list[_Kind] = []
+        self._index: dict[bytes, int] = {}  # by skeleton
+        self._index_bytes = 0
+        self._unread: dict[int, int] = {}  # kinds of lines that aren't read, by their runs of digits
         self._columns: dict[str, _Column] = {}
         self._stated: dict[str, object] = {}
         self._bank_on: tuple[int, int, str] | None = None
@@ -288,25 +291,30 @@ class _Reader:
 
     # --- kinds of lines
 
-    def kinds_of(self, block: Block) -> list[_Kind]:
-        found: list[_Kind] = []
-        known = self._kinds
-        for row, skeleton in enumerate(block.skeletons):
-            kind = known.get(skeleton)
-            if kind is None:
-                kind = self._new_kind(skeleton, block.lines[row])
-            found.append(kind)
-        return found
+    def kinds_of(self, block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The kind of each line, as an index into `kinds`, and its first run of digits."""
+        known = self._index
+        found = [known.get(skeleton, -1) for skeleton in block.skeletons]
+        if -1 in found:
+            for row, skeleton in enumerate(block.skeletons):
+                if found[row] < 0:
+                    found[row] = known[skeleton] if skeleton in known else self._new_kind(skeleton, block.lines[row])
+        kinds = np.array(found, np.int64)
+        runs = np.array([kind.runs for kind in self.kinds], np.int64)[kinds]
+        return kinds, np.cumsum(runs) - runs
 
-    def _new_kind(self, skeleton: bytes, line: bytes) -> _Kind:
+    def _new_kind(self, skeleton: bytes, line: bytes) -> int:
         runs = skeleton.count(b"0")
-        if len(line) > MAX_LINE or len(self._kinds) >= MAX_SKELETONS:
+        if len(line) > MAX_LINE or len(self._index) >= MAX_SKELETONS or self._index_bytes > MAX_SKELETON_BYTES:
             self._left_out += 1
-            return _Kind(runs, NOTHING, b"")
-        reading = self._read(skeleton, line)
-        kind = _Kind(runs, reading, skeleton)
-        self._kinds[skeleton] = kind
-        return kind
+            if runs not in self._unread:
+                self._unread[runs] = len(self.kinds)
+                self.kinds.append(_Kind(runs, NOTHING, b""))
+            return self._unread[runs]
+        self.kinds.append(_Kind(runs, self._read(skeleton, line), skeleton))
+        self._index[skeleton] = len(self.kinds) - 1
+        self._index_bytes += len(skeleton)
+        return self._index[skeleton]
 
     def _read(self, skeleton: bytes, line: bytes) -> Reading:
         reading = self._understand(_decoded(skeleton), _decoded(line))
@@ -335,18 +343,18 @@ class _Reader:
     def take(self, text: bytes) -> None:
         """Read some whole lines."""
         block = Block(text)
-        kinds = self.kinds_of(block)
-        if any(kind.reading.unfinished for kind in {id(kind): kind for kind in kinds}.values()):
-            joined = _joined(text)
-            if joined != text:
-                block = Block(joined)
-                kinds = self.kinds_of(block)
-        first = np.zeros(len(kinds) + 1, np.int64)
-        np.cumsum([kind.runs for kind in kinds], out=first[1:])
+        kinds, first = self.kinds_of(block)
+        seen = np.bincount(kinds, minlength=len(self.kinds))
+        if any(self.kinds[kind].reading.unfinished for kind in np.flatnonzero(seen).tolist()):
+            block = Block(_joined(text))
+            kinds, first = self.kinds_of(block)
+            seen = np.bincount(kinds, minlength=len(self.kinds))
         rows: list[_Rows] = []
         banks: list[tuple[int, str]] = []
-        for kind, where in _groups(kinds):
-            for reading, part in self._variants(kind, block, where, first):
+        order, ends = np.argsort(kinds, kind="stable"), np.cumsum(seen)
+        for kind in np.flatnonzero(seen).tolist():
+            where = order[ends[kind] - seen[kind] : ends[kind]]
+            for reading, part in self._variants(self.kinds[kind], block, where, first):
                 if reading.bank_on and self._bank_on is None:
                     banks.append((int(part[0]), reading.bank_on))
                 for place, record in enumerate(reading.records):
@@ -431,8 +439,7 @@ class _Reader:
         steps = np.concatenate([np.where(one.record.clock >= self._clock, one.steps, -1) for one in rows])[order]
         epochs = _filled(np.concatenate([one.epochs for one in rows])[order], self._epoch)
         totals = np.concatenate([one.totals for one in rows])[order]
-        lines = block.line_numbers[keys // MAX_RECORDS] + self._lines
-        steps = self._unwound(steps, epochs, totals, lines)
+        steps = self._unwound(steps, epochs, totals, lambda place: self._line(block, int(keys[place]) // MAX_RECORDS))
         bare = np.concatenate(
             [np.full(len(one.keys), one.record.clock is Clock.BAR and not one.values) for one in rows]
         )
@@ -443,15 +450,18 @@ class _Reader:
             row, line = min(banks)
             at = int(np.searchsorted(keys, (row + 1) * MAX_RECORDS)) - 1
             step = int(steps[at]) if at >= 0 else self._step
-            self._bank_on = (max(step, 0), self._lines + int(block.line_numbers[row]) + 1, line)
+            self._bank_on = (max(step, 0), self._line(block, row), line)
         self._step, self._epoch = int(steps[-1]), int(epochs[-1])
+
+    def _line(self, block: Block, row: int) -> int:
+        return self._lines + int(block.line_numbers[row]) + 1
 
     def _unwound(
         self,
         steps: NDArray[np.int64],
         epochs: NDArray[np.int64],
         totals: NDArray[np.int64],
-        lines: NDArray[np.int64],
+        line: Callable[[int], int],
     ) -> NDArray[np.int64]:
         """Steps that begin anew with each epoch go on; those that begin anew without one are a resumed run."""
         where = np.flatnonzero(steps >= 0)
@@ -469,7 +479,7 @@ class _Reader:
             else:
                 last = int(before[place]) + (int(offsets[place - 1]) if place else self._offset)
                 offsets[place:] = 0
-                self._resumes.append((int(raw[place]), last, int(lines[where[place]]) + 1))
+                self._resumes.append((int(raw[place]), last, line(int(where[place]))))
         if len(raw) > 1:
             self._stride = int(raw[-1] - raw[-2])
         self._raw, self._offset, self._step_epoch = int(raw[-1]), int(offsets[-1]), int(epoch[-1])
@@ -503,7 +513,7 @@ class _Reader:
 
     def finish(self) -> Log:
         run = Run(self._path)
-        log = Log(run, self._lines, self._understood, len(self._kinds))
+        log = Log(run, self._lines, self._understood, len(self._index))
         unit = self._samples_per_step() if self._in_samples else 1
         for name, column in self._columns.items():
             steps, values = column.arrays()
@@ -532,24 +542,6 @@ class _Reader:
 
 def _positive(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) and 0 < value < MAX_STEP else 0.0
-
-
-def _groups(kinds: Iterable[_Kind]) -> Iterator[tuple[_Kind, NDArray[np.int64]]]:
-    """The lines of each kind, by their place."""
-    index: dict[int, int] = {}
-    distinct: list[_Kind] = []
-    ids: list[int] = []
-    for kind in kinds:
-        place = index.get(id(kind))
-        if place is None:
-            place = index[id(kind)] = len(distinct)
-            distinct.append(kind)
-        ids.append(place)
-    numbers = np.array(ids)
-    order = np.argsort(numbers, kind="stable")
-    ends = np.cumsum(np.bincount(numbers, minlength=len(distinct)))
-    for kind, end, start in zip(distinct, ends, np.concatenate([[0], ends[:-1]]), strict=True):
-        yield kind, order[start:end]
 
 
 def _whole(values: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from fgclip_doctor.sources.files import Unreadable, open_regular
 
-CHUNK = 4 << 20  # bytes read at a time
+CHUNK = 1 << 20  # bytes read at a time
 MAX_LINE = 64 << 10  # bytes; a longer line is left out
 SNIFF = 64 << 10  # bytes that decide whether a file is text
 LINE_ENDS = bytes.maketrans(b"\r\b\f", b"\n\n\n")  # progress bars return to the start of their line
@@ -32,6 +31,11 @@ EXACT_POWER = 22  # and so is this power of ten
 POWERS = 10.0 ** np.arange(EXACT_POWER + 1)
 WHOLE_POWERS = 10 ** np.arange(EXACT_DIGITS + 1, dtype=np.uint64)
 NUMBER = re.compile(r"([-+]?)(0(?:,0)*)?(?:\.(0)?)?(?:[eE]([-+]?)(0))?")
+BLANKS = np.array([8 * (8 - length) for length in range(9)], np.uint64)  # bits before so many digits in eight bytes
+PAIRS = tuple(  # two digits to a number of two, then two of those to one of four, and of eight
+    (np.uint64(factor), np.uint64(width), np.uint64(mask))
+    for factor, width, mask in ((10, 8, 0x00FF00FF00FF00FF), (100, 16, 0x0000FFFF0000FFFF), (10_000, 32, 0xFFFFFFFF))
+)
 LONGEST = 400  # characters of a number that are looked at
 
 
@@ -70,7 +74,9 @@ class Block:
     """Some lines of a text. A line ends where a progress bar returns to its start, too."""
 
     def __init__(self, text: bytes) -> None:
-        self._text = b"\n" * PAD + text.replace(b"\r\n", b"\n") + b"\n" * (not text.endswith(b"\n"))
+        if b"\r\n" in text:
+            text = text.replace(b"\r\n", b"\n")
+        self._text = b"".join((b"\n" * PAD, text, b"" if text.endswith(b"\n") else b"\n"))
         marks = np.frombuffer(self._text.translate(DIGITS), np.uint8)
         digit = marks == 0x30
         edges = np.flatnonzero(digit[1:] != digit[:-1]) + 1  # starts and ends of runs of digits in turn
@@ -108,12 +114,16 @@ class Block:
         """The value of up to eight digits before `ends`: all eight at once in one word, pairs first, then fours."""
         window: NDArray[np.uint64] = np.ndarray((len(self._text) - 7,), "<u8", self._text, strides=(1,))
         word = window[ends - 8]
-        mask = np.uint64(0xFFFFFFFFFFFFFFFF) << (np.uint64(8) * (8 - lengths).astype(np.uint64))
-        word &= mask
-        word -= mask & np.uint64(0x3030303030303030)
-        word = (word * np.uint64(10) + (word >> np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
-        word = (word * np.uint64(100) + (word >> np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
-        return (word * np.uint64(10_000) + (word >> np.uint64(32))) & np.uint64(0xFFFFFFFF)
+        word ^= np.uint64(0x3030303030303030)  # digits; what lies before them is cleared
+        shift = BLANKS[lengths]
+        word >>= shift
+        word <<= shift
+        for factor, width, mask in PAIRS:
+            lower = word >> width
+            word *= factor
+            word += lower
+            word &= mask
+        return word
 
     def run(self, runs: NDArray[np.int64]) -> list[bytes]:
         """Runs of digits as they are written."""
@@ -126,6 +136,20 @@ class Block:
         """
         if number.constant is not None:
             return np.full(len(first), number.constant), None
+        if number.exponent is None and len(number.whole) == 1 and len(first):  # nearly all numbers are so
+            run = first + number.whole[0]
+            result, digits, decimals = self._whole[run].astype(np.float64), int(self._lengths[run].max()), 0
+            if number.fraction is not None:
+                run = first + number.fraction
+                lengths = self._lengths[run]
+                decimals = int(lengths.max())
+                powers = POWERS[np.minimum(lengths, EXACT_POWER)]
+                result = (result * powers + self._whole[run]) / powers
+            if digits + decimals <= EXACT_DIGITS:
+                return (-result if number.negative else result), -decimals
+        return self._any_values(first, number)
+
+    def _any_values(self, first: NDArray[np.int64], number: Number) -> tuple[NDArray[np.float64], int | None]:
         runs = [first + run for run in number.whole]
         value = self._whole[runs[0]] if runs else np.zeros(len(first), np.uint64)
         digits = self._lengths[runs[0]] if runs else np.zeros(len(first), np.int64)
@@ -199,7 +223,7 @@ def is_text(head: bytes) -> bool:
     return bool(head) and controls <= len(head) / 1000
 
 
-def looks_like_text(path: Path) -> bool:
-    """True if `path` is a regular file whose beginning is text."""
+def holds_text(path: str | os.PathLike[str]) -> bool:
+    """True if `path` is a regular file that begins as text."""
     with open_regular(path) as descriptor:
         return is_text(os.pread(descriptor, SNIFF, 0))

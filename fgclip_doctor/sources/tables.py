@@ -10,8 +10,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from math import inf, nan
+from pathlib import Path
 
-from fgclip_doctor.sources import records
+from fgclip_doctor.run import Run
+from fgclip_doctor.sources import records, trainer
+from fgclip_doctor.sources.files import Unreadable, read_json
 from fgclip_doctor.sources.records import EPOCH, METRIC, RANK, Clock, Reading, Record, Understand
 from fgclip_doctor.sources.skeletons import Number, parsed_number
 
@@ -43,6 +46,18 @@ def recognise(head: str) -> Understand | None:
         if _is_header(header) and rows and all(_fits(row, header) for row in rows):
             return Table(header, delimiter)
     return None
+
+
+def history(path: Path, head: str) -> Run | None:
+    """What a whole JSON document says that keeps a history of records, as trainer_state.json does; None for others."""
+    if not re.match(r"\s*\{\s*\n\s*\"", head):  # JSON lines have a whole object on each
+        return None
+    content = read_json(path)
+    entries = content.get("log_history") if isinstance(content, Mapping) else None
+    series = trainer.series(entries, str(path))
+    if not series:
+        raise Unreadable(path, "keeps no log_history")
+    return Run(str(path), facts={fact.name: fact for fact in trainer.facts(content, str(path))}, series=series)
 
 
 def _cells(line: str, delimiter: str | None) -> list[str]:

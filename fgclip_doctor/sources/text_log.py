@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from math import inf, nan
 from pathlib import Path
 
 from fgclip_doctor.run import Run
 from fgclip_doctor.sources import records, tables
+from fgclip_doctor.sources.files import Unreadable, inside
 from fgclip_doctor.sources.records import EPOCH, HELD_OUT, MEAN, METRIC, NO_CLOCK, RANK, Clock, Reading, Record
-from fgclip_doctor.sources.skeletons import Number, chunks, parsed_number
+from fgclip_doctor.sources.skeletons import Number, chunks, holds_text, parsed_number
 
 # In the skeleton of a line every run of digits is one "0". The first that fits wins.
 TOKEN = re.compile(
@@ -69,8 +71,29 @@ NOT_ON = re.compile(
 BANK_SIZE = re.compile(r"\b(?:size|rows|capacity|length)\W{0,3}(\d{1,9})\b", re.I)
 
 
+BESIDE = re.compile(r".*\.(?:log|out|jsonl|csv|tsv)(?:\.\d{1,3})?|.*(?:log|train|output|stdout|stderr)[^/]*\.txt", re.I)
+MAX_BESIDE = 64  # logs in one directory
+
+
+def is_log(path: Path) -> bool:
+    """True if `path` is text, whatever it is called."""
+    return holds_text(path)
+
+
+def beside(directory: Path) -> list[Run]:
+    """What the logs and tables in a run directory say. Other text is left alone: a list of captions is a table too."""
+    names = sorted(entry.name for entry in directory.iterdir() if BESIDE.fullmatch(entry.name))[:MAX_BESIDE]
+    runs = []
+    for name in names:
+        with suppress(Unreadable):
+            runs.append(read(inside(directory, name)))
+    return runs
+
+
 def read(path: Path) -> Run:
     """The series, facts and events of a log or a table. Raises `Unreadable` if it has none."""
+    if (document := tables.history(path, _head(path))) is not None:
+        return document
     table = tables.recognise(_head(path))
     return records.collect(path, table or understand).run
 
