@@ -14,6 +14,7 @@ from fgclip_doctor_checks.gradients.parameter_unchanged import parameter_unchang
 from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
 from fgclip_doctor_checks.gradients.weight_decay_on_scale import weight_decay_on_scale
 from fgclip_doctor_checks.losses.loss_at_chance import loss_at_chance
+from fgclip_doctor_checks.losses.loss_not_finite import loss_not_finite
 from fgclip_doctor_checks.losses.yardstick_moved import yardstick_moved
 from fgclip_doctor_checks.scales.logit_scale_above_cap import logit_scale_above_cap
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
@@ -39,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     partial_resume,
     loss_at_chance,
     yardstick_moved,
+    loss_not_finite,
     weights_left_at_init,
     projection_transposed,
 )

@@ -1,0 +1,85 @@
+"""FGD506."""
+
+import re
+from collections.abc import Iterator
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.run import Series, Tensor
+
+MASK = re.compile(r"mask", re.IGNORECASE)  # attention masks hold -inf on purpose
+
+
+@check("FGD506", "loss-not-finite", Severity.ERROR)
+def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
+    """The loss or the weights have become NaN or infinite, even where the log shows a clean loss.
+
+    Why: one NaN in a gradient makes every weight NaN with the next update, and nothing raises. transformers' Trainer
+        puts the running mean for a NaN loss by default (logging_nan_inf_filter), so its log goes on with 0.0.
+    Evidence: weights with NaN or infinite values; a loss that is not finite in its last `tail` records; a loss of
+        exactly 0.0 beside a gradient norm that is not finite in as many.
+    Benign: infinities in attention masks; single records without a value, of a term that a batch had nothing for; a
+        gradient norm that overflows while a GradScaler finds its scale; a true 0.0, whose gradient norm is finite.
+    Fix: go back to the last sound checkpoint, set logging_nan_inf_filter=False, stop the run on a loss that is not
+        finite, and look for fp16 parameters, rows of zero norm, or batches with nothing selected.
+    Sources: transformers.TrainingArguments.logging_nan_inf_filter; huggingface/trl#6702 (a corrupted run with a clean
+        loss curve).
+    """
+    import numpy as np
+
+    if not run.series and not (run.checkpoints and run.checkpoint.tensors):
+        raise Missing("neither weights nor a logged loss")
+    broken = [one for one in run.checkpoint.tensors.values() if _broken(one)] if run.checkpoints else []
+    if broken:
+        count = sum(one.statistics.nans + one.statistics.infs for one in broken)
+        names = ", ".join(one.name for one in broken[:3])
+        yield Finding(
+            message=f"{len(broken)} of {len(run.tensors)} tensors hold values that are not finite, {count} in all.",
+            where=names if len(broken) <= 3 else f"{names} and {len(broken) - 3} more",
+            evidence=tuple(
+                Evidence(
+                    name=f"values of {one.name} that are not finite",
+                    value=one.statistics.nans + one.statistics.infs,
+                    expected=0,
+                    why=f"{one.statistics.nans} NaN and {one.statistics.infs} infinite of {one.size}",
+                    source=str(one.source),
+                )
+                for one in broken[:3]
+            ),
+        )
+    norms = run.series.get("grad_norm")
+    for role, name in run.roles.items():
+        series = run.series.get(name) if role.startswith("loss.") else None
+        if series is None or series.values.size < tail:
+            continue
+        last = series.values[-tail:]
+        hidden = bool((last == 0).all()) and norms is not None and _not_finite_at(norms, series, tail)
+        if hidden or not np.isfinite(last).any():
+            shown = "is logged as 0.0 beside a gradient norm that" if hidden else "of the last records"
+            yield Finding(
+                message=f"{name} {shown} is not finite, {tail} records in a row up to step {series.steps[-1]}.",
+                where=name,
+                evidence=(
+                    Evidence(
+                        name="gradient norm" if hidden and norms is not None else name,
+                        value=float(norms.values[-1] if hidden and norms is not None else last[-1]),
+                        expected="finite",
+                        why="the logger's filter hides a NaN loss as 0.0" if hidden else "a loss is a finite number",
+                        source=str(norms.source if hidden and norms is not None else series.source),
+                        step=int(series.steps[-1]),
+                    ),
+                ),
+            )
+
+
+def _broken(tensor: Tensor) -> bool:
+    if not tensor.dtype.startswith(("float", "bfloat")) or not tensor.size:
+        return False
+    return tensor.statistics.nans > 0 or (tensor.statistics.infs > 0 and not MASK.search(tensor.name))
+
+
+def _not_finite_at(norms: Series, series: Series, tail: int) -> bool:
+    """Whether the gradient norm was not finite at the last `tail` steps of the loss."""
+    import numpy as np
+
+    at = np.isin(norms.steps, series.steps[-tail:])
+    return int(at.sum()) >= tail and not np.isfinite(norms.values[at]).any()
