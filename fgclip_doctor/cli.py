@@ -109,6 +109,9 @@ def audit(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also list what passed and what was skipped.")
     ] = False,
+    show_parse: Annotated[
+        bool, typer.Option("--show-parse", help="First print what is understood of each log, line by line.")
+    ] = False,
 ) -> None:
     """Say what a checkpoint or a run directory tells: each fault, its evidence, its cause and its fix."""
     from fgclip_doctor.diagnosis import diagnose
@@ -120,6 +123,8 @@ def audit(
         threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
         facts = {name: str(value) for name, value in config.facts.items()} | _facts(fact or [])
         run = load(paths, base=base, facts=facts, roles=config.roles)
+        if show_parse:
+            _explain_logs(paths, to_stderr=output_format is not Format.TEXT)
         _read_weights(run)
         report = diagnose(run, checks, thresholds=config.thresholds)
     except (ConfigError, RegistryError, Unreadable) as error:
@@ -243,6 +248,15 @@ def _facts(entries: list[str]) -> dict[str, str]:
             raise ConfigError(f"--fact takes NAME=VALUE, not {entry!r}")
         facts[name.strip()] = value.strip()
     return facts
+
+
+def _explain_logs(paths: list[Path], *, to_stderr: bool) -> None:
+    from fgclip_doctor.sources import text_log
+
+    for path in paths:
+        for log in text_log.logs(path):
+            for line in text_log.explain(log):
+                typer.echo(line, err=to_stderr)
 
 
 def _read_weights(run: Run) -> None:

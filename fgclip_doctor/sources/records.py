@@ -199,12 +199,17 @@ def explain(path: str | os.PathLike[str], understand: Understand) -> Iterator[st
         before += text.count(b"\n")
     log = reader.finish()
     yield f"{inert(log.run.subject)}: {log.lines:,} lines of {log.kinds:,} kinds, {log.understood:,} understood"
-    for series in log.run.series.values():
+    yield from summary(log.run)
+    yield from (f"  {note}" for note in log.notes)
+
+
+def summary(run: Run) -> Iterator[str]:
+    """The series, facts and events of a log, a line each."""
+    for series in run.series.values():
         steps = f"steps {series.steps.min()} to {series.steps.max()}"
         yield f"  {inert(series.name)}: {len(series.values):,} values, {steps}"
-    yield from (f"  {fact.name} = {inert(str(fact.value))} ({fact.source.key})" for fact in log.run.facts.values())
-    yield from (f"  {event.kind} at step {event.step}: {inert(event.detail)}" for event in log.run.events)
-    yield from (f"  {note}" for note in log.notes)
+    yield from (f"  {fact.name} = {inert(str(fact.value))} ({inert(fact.source.key)})" for fact in run.facts.values())
+    yield from (f"  {event.kind} at step {event.step}: {inert(event.detail)}" for event in run.events)
 
 
 def _told(record: Record, block: Block, first: NDArray[np.int64]) -> str:

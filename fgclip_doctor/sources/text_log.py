@@ -80,13 +80,20 @@ def is_log(path: Path) -> bool:
     return holds_text(path)
 
 
+def logs(path: Path) -> list[Path]:
+    """`path` itself where it is text, or the files in a directory that are called like logs and tables."""
+    if not path.is_dir():
+        return [path] if is_log(path) else []
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_file() and BESIDE.fullmatch(entry.name))
+    return [inside(path, name) for name in names[:MAX_BESIDE]]
+
+
 def beside(directory: Path) -> list[Run]:
     """What the logs and tables in a run directory say. Other text is left alone: a list of captions is a table too."""
-    names = sorted(entry.name for entry in directory.iterdir() if BESIDE.fullmatch(entry.name))[:MAX_BESIDE]
     runs = []
-    for name in names:
+    for log in logs(directory):
         with suppress(Unreadable):
-            runs.append(read(inside(directory, name)))
+            runs.append(read(log))
     return runs
 
 
@@ -99,9 +106,12 @@ def read(path: Path) -> Run:
 
 
 def explain(path: Path) -> Iterator[str]:
-    """What is understood of a log or a table, line by line."""
-    table = tables.recognise(_head(path))
-    return records.explain(path, table or understand)
+    """What is understood of a log or a table, line by line, and in all."""
+    head = _head(path)
+    if (document := tables.history(path, head)) is not None:
+        yield from records.summary(document)
+    else:
+        yield from records.explain(path, tables.recognise(head) or understand)
 
 
 def _head(path: str | os.PathLike[str]) -> str:
