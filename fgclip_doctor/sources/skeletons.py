@@ -25,11 +25,15 @@ MAX_LINE = 64 << 10  # bytes; a longer line is left out
 SNIFF = 64 << 10  # bytes that decide whether a file is text
 LINE_ENDS = bytes.maketrans(b"\r\b\f", b"\n\n\n")  # progress bars return to the start of their line
 DIGITS = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x0A if byte in b"\r\b\f" else byte for byte in range(256))
-PAD = 16  # bytes before the text, so that the 16 that end with a digit can be looked at
+PAD = 24  # bytes before the text, so that the 24 that end with a digit can be looked at
 EXACT_DIGITS = 15  # a whole number of so many digits is exact in float64
 EXACT_POWER = 22  # and so is this power of ten
 POWERS = 10.0 ** np.arange(EXACT_POWER + 1)
-WHOLE_POWERS = 10 ** np.arange(EXACT_DIGITS + 1, dtype=np.uint64)
+MOST_DIGITS = 19  # of a number below 2**64
+WHOLE_POWERS = 10 ** np.arange(MOST_DIGITS + 1, dtype=np.uint64)
+LONG_POWER = 27  # the largest power of ten that is exact in 64 bits of mantissa
+LONG_POWERS = np.array([np.longdouble(10) ** power for power in range(LONG_POWER + 1)], np.longdouble)
+HAS_LONG = np.finfo(np.longdouble).nmant == 63  # x86's; elsewhere Python reads the numbers of more than 15 digits
 NUMBER = re.compile(r"([-+]?)(0(?:,0)*)?(?:\.(0)?)?(?:[eE]([-+]?)(0))?")
 BLANKS = np.array([8 * (8 - length) for length in range(9)], np.uint64)  # bits before so many digits in eight bytes
 PAIRS = tuple(  # two digits to a number of two, then two of those to one of four, and of eight
@@ -102,12 +106,13 @@ class Block:
 
     @cached_property
     def _whole(self) -> NDArray[np.uint64]:
-        """The runs of digits as whole numbers; those of more than 15 digits are wrong, and are not asked for."""
+        """The runs of digits as whole numbers; those of more than 19 digits are wrong, and are not asked for."""
         value = self._eight(self._ends, np.minimum(self._lengths, 8))
-        long = np.flatnonzero(self._lengths > 8)
-        if len(long):
-            rest = np.minimum(self._lengths[long], 16) - 8
-            value[long] += self._eight(self._ends[long] - 8, rest) * np.uint64(10**8)
+        for done in (8, 16):
+            long = np.flatnonzero(self._lengths > done)
+            if len(long):
+                rest = np.minimum(self._lengths[long] - done, 8)
+                value[long] += self._eight(self._ends[long] - done, rest) * np.uint64(10**done)
         return value
 
     def _eight(self, ends: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -160,12 +165,12 @@ class Block:
         if number.fraction is not None:
             run = first + number.fraction
             length = self._lengths[run]
-            value = value * WHOLE_POWERS[np.minimum(length, EXACT_DIGITS)] + self._whole[run]
+            value = value * WHOLE_POWERS[np.minimum(length, MOST_DIGITS)] + self._whole[run]
             digits, power = digits + length, -length
         if number.exponent is not None:
             run = first + number.exponent
             exponent = np.minimum(self._whole[run], np.uint64(9999)).astype(np.int64)
-            digits = np.where(self._lengths[run] > 4, EXACT_DIGITS + 1, digits)
+            digits = np.where(self._lengths[run] > 4, MOST_DIGITS + 1, digits)
             power = power - exponent if number.shrinks else power + exponent
         size = np.minimum(np.abs(power), EXACT_POWER)
         result = value.astype(np.float64)
@@ -173,8 +178,13 @@ class Block:
             result /= POWERS[size]
         else:
             result = np.where(power < 0, result / POWERS[size], result * POWERS[size])
-        for row in np.flatnonzero((digits > EXACT_DIGITS) | (np.abs(power) > EXACT_POWER)).tolist():
-            result[row] = self._float(int(first[row]), number)
+        inexact = np.flatnonzero((digits > EXACT_DIGITS) | (np.abs(power) > EXACT_POWER))
+        if HAS_LONG and len(inexact):
+            fits = inexact[(digits[inexact] <= MOST_DIGITS) & (np.abs(power[inexact]) <= LONG_POWER)]
+            result[fits], certain = _rounded(value[fits], power[fits])
+            inexact = np.setdiff1d(inexact, fits[certain], assume_unique=True)
+        for row in inexact.tolist():
+            result[row] = abs(self._float(int(first[row]), number))
         return (-result if number.negative else result), int(power.min()) if len(power) else None
 
     def _float(self, first: int, number: Number) -> float:
@@ -182,6 +192,20 @@ class Block:
         known = [first + part for part in parts if part is not None]
         start = self._starts[known[-1]] - (not number.whole)  # ".5" begins before its digits
         return float(self._text[start : min(self._ends[known[0]], start + LONGEST)].replace(b",", b""))
+
+
+def _rounded(value: NDArray[np.uint64], power: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """``value * 10 ** power`` rounded to float64, and where that is certain.
+
+    One operation with 64 bits of mantissa is off by half of its last bit at most: enough to round from, unless the
+    result lies that near to the middle between two of float64.
+    """
+    size = LONG_POWERS[np.abs(power)]
+    exact = value.astype(np.longdouble)
+    exact = np.where(power < 0, exact / size, exact * size)
+    result = exact.astype(np.float64)
+    beside_middle = np.abs(np.abs(exact - result) - np.spacing(result) / 2)
+    return result, (beside_middle > np.ldexp(np.abs(exact), -62)) | (value == 0)
 
 
 def chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
