@@ -7,7 +7,7 @@ source left behind. What isn't known raises `Missing`, which skips the check wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -260,6 +260,19 @@ class Series:
         starts = [0, *(np.flatnonzero(self.steps[1:] < self.steps[:-1]) + 1).tolist()]
         return tuple(slice(start, end) for start, end in zip(starts, [*starts[1:], len(self.steps)], strict=True))
 
+    @property
+    def standing(self) -> Series:
+        """The records that still stand, in order of step: without those that a restart from an earlier step redid."""
+        import numpy as np
+
+        if len(self.legs) == 1:
+            return self
+        kept = np.ones(len(self.steps), dtype=bool)
+        for leg in self.legs[1:]:
+            kept[: leg.start] &= self.steps[: leg.start] < self.steps[leg.start]
+        rest = {name: part[kept] for name in ("forwards", "walls") if (part := getattr(self, name)) is not None}
+        return replace(self, steps=self.steps[kept], values=self.values[kept], **rest)
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -354,11 +367,11 @@ class Run:
         return self.roles.get(role) in (self.checkpoint.tensors if self.checkpoints else {})
 
     def loss(self, term: str) -> Series:
-        """The logged series of the loss term `term`: total, global, region or hard."""
+        """The logged series of the loss term `term` (total, global, region or hard), without what a restart redid."""
         name = self.roles.get(f"loss.{term}")
         if name is None or name not in self.series:
             raise Missing(f"no {term} loss was logged")
-        return self.series[name]
+        return self.series[name].standing
 
     def scales(self) -> Iterator[Scale]:
         """The logit scales of the latest checkpoint, in log space."""

@@ -179,7 +179,7 @@ def _term(run: Run, name: str) -> Term:
 def _candidates_log(run: Run, name: str) -> Series | None:
     """The log of a term's candidates, where the training wrote one beside its loss."""
     named = [key for key in run.series if "candidates" in key.lower() and run.series[key].values.size]
-    return next((run.series[key] for key in named if name in key.lower()), None)
+    return next((run.series[key].standing for key in named if name in key.lower()), None)
 
 
 def logged_beside(run: Run, term: Term, kind: str) -> Series | None:
