@@ -12,13 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import eq
 
 from fgclip_doctor.run import OptimizerGroup, Tensor
 
 Shape = tuple[int, ...]
 Names = dict[int, tuple[str, ...]]
 
-MAX_STEPS = 150_000  # of all searches for one optimizer; beyond it the order is too open to say anything
+MAX_STEPS = 100_000  # of all searches for one optimizer, half a second; beyond it the order is too open to say anything
 MAX_PARAMETERS = 20_000
 MAX_DEPTH = 40  # of module names
 BUDGETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # exceptions that a search may make, in turn
@@ -265,9 +266,10 @@ class _Search:
         self.classes = {name: rule(name) for name in problem.parameters}
         self.budget = budget
         self.by_module = by_module
+        self.by_hand = [self._by_hand(group) for group in range(len(problem.members))]
         self.runs = [self._runs(group) for group in range(len(problem.members))]
         self.full = tuple(tuple(map(len, runs)) for runs in self.runs)
-        self.used_classes = set(self.classes.values())
+        self.idle_classes = 2 - len(set(self.classes.values()))
         need = Counter(problem.shapes[i] for members in problem.members for i in members if i in problem.shapes)
         spare = Counter(problem.parameters.values())
         spare.subtract(need)
@@ -284,7 +286,7 @@ class _Search:
     def _runs(self, group: int) -> list[tuple[int, ...]]:
         """The indices of a group that are taken in order: all of them, or in a group listed by hand those of a kind."""
         members = self.problem.members[group]
-        if not self._by_hand(group):
+        if not self.by_hand[group]:
             return [members]
         kinds: dict[object, list[int]] = {}
         for index in members:
@@ -376,7 +378,7 @@ class _Search:
                 taken = (*counts[:run], counts[run] - 1, *counts[run + 1 :])
                 after = (*left[:group], taken, *left[group + 1 :])
                 used = (group, last[1]) if group_class == 0 else (last[0], group)
-                indices = members if self._by_hand(group) else (index,)
+                indices = members if self.by_hand[group] else (index,)
                 self._link(node, (after, used, remaining, drops), int(switch), (indices, name), into)
 
     def _may_be(self, index: int, name: str) -> bool:
@@ -388,13 +390,13 @@ class _Search:
     def _least(self, state: _State) -> int:
         """What the rest of a walk costs at least: to skip what must be skipped, and to come to groups not yet used."""
         left, last, _, drops = state
-        unused = sum(counts == full for counts, full in zip(left, self.full, strict=True))
-        free = sum(last[group_class] < 0 for group_class in self.used_classes)
+        unused = sum(map(eq, left, self.full))
+        free = last.count(-1) - self.idle_classes
         return -(-drops // self.largest) + max(0, unused - free)
 
     def _link(self, node: int, state: _State, cost: int, label: _Label | None, into: dict[_State, int]) -> None:
         total = self.cost[node] + cost
-        if total + self._least(state) > self.budget:
+        if total > self.budget or total + self._least(state) > self.budget:
             return
         self.problem.steps += 1
         if self.problem.steps > MAX_STEPS:
