@@ -29,6 +29,7 @@ MAX_VARIANTS = 1_000  # names that one kind of line may have, by the numbers in 
 MAX_RECORDS = 64  # on a line
 MAX_SERIES = 2_000
 MAX_POINTS = 1 << 20  # values kept of a series; of more, every other stretch is dropped
+MAX_ALL_POINTS = 1 << 23  # values kept of all series together, 16 bytes each
 STRETCH = 1 << 10
 MAX_STEP = 1 << 53
 FEW = 0.02  # share of lines read as a table that may be something else
@@ -230,7 +231,7 @@ def _told(record: Record, block: Block, first: NDArray[np.int64]) -> str:
 
 
 class _Column:
-    """The values of one series as they come in, and never more than `MAX_POINTS` of them."""
+    """The values of one series as they come in, within a limit."""
 
     def __init__(self) -> None:
         self._steps: list[NDArray[np.int64]] = []
@@ -243,14 +244,14 @@ class _Column:
         if place is not None:
             self.place = place if self.place is None else min(self.place, place)
 
-    def add(self, steps: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+    def add(self, steps: NDArray[np.int64], values: NDArray[np.float64], limit: int) -> None:
         self._steps.append(steps)
         self._values.append(values)
         self._held += len(steps)
-        if self._held > MAX_POINTS:
+        if self._held > limit:
             steps, values = self.arrays()
             kept = (np.arange(len(steps)) // STRETCH % 2 == 0) | ~np.isfinite(values)
-            kept[MAX_POINTS:] &= np.arange(MAX_POINTS, len(steps)) // STRETCH % 2 == 0  # however many are not finite
+            kept[limit:] &= np.arange(limit, len(steps)) // STRETCH % 2 == 0  # however many are not finite
             self._steps, self._values = [steps[kept]], [values[kept]]
             self._held = int(kept.sum())
             self.thinned = True
@@ -502,11 +503,12 @@ class _Reader:
                 if name in self._columns:
                     parts.setdefault(name, []).append((one, values))
                     self._columns[name].printed(place)
+        limit = min(MAX_POINTS, max(MAX_ALL_POINTS // max(len(self._columns), 1), 2 * STRETCH))
         for name, found in parts.items():
             of_rows = np.concatenate([one.keys for one, _ in found])
             order = np.argsort(of_rows, kind="stable")
             values = np.concatenate([values for _, values in found])[order]
-            self._columns[name].add(steps[np.searchsorted(keys, of_rows[order])], values)
+            self._columns[name].add(steps[np.searchsorted(keys, of_rows[order])], values, limit)
 
     # --- the end
 
@@ -528,7 +530,7 @@ class _Reader:
             resolution = None if column.place is None else 10.0 ** max(column.place, -300)
             run.series[name] = Series(name, steps, values, Source(self._path, name), resolution=resolution)
             if column.thinned:
-                log.notes.append(f"{name}: of more than {MAX_POINTS:,} values every other {STRETCH} are left out")
+                log.notes.append(f"{name}: of its many values every other {STRETCH:,} are left out")
         stated = {key: value for key, value in self._stated.items() if key != "global_step"}
         for fact in trainer.facts(stated, self._path):
             run.facts.setdefault(fact.name, fact)

@@ -297,12 +297,13 @@ def test_reading_in_small_pieces_changes_nothing(tmp_path: Path, monkeypatch: py
     assert {name: points(run, name) for name in run.series} == {name: points(expected, name) for name in run.series}
 
 
-def test_a_series_is_bounded_and_keeps_neighbours_and_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_POINTS", 8 * records.STRETCH)
+def test_a_series_is_bounded_and_keeps_neighbours_and_faults() -> None:
     column = records._Column()
     for start in range(0, 64 * records.STRETCH, records.STRETCH):
         steps = np.arange(start, start + records.STRETCH)
-        column.add(steps, np.where(steps == 3 * records.STRETCH, np.nan, steps.astype(float)))
+        column.add(
+            steps, np.where(steps == 3 * records.STRETCH, np.nan, steps.astype(float)), limit=8 * records.STRETCH
+        )
     steps, values = column.arrays()
     assert column.thinned
     assert len(steps) <= 9 * records.STRETCH
