@@ -21,8 +21,9 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/ready  ## rewrite what is generated: the README's table of rules
+docs: .venv/ready  ## rewrite what is generated: the tables of rules and of faults
 	$(BIN)/python scripts/rules_table.py
+	$(BIN)/python scripts/faults_table.py
 
 clean:
 	rm -rf .venv

@@ -20,8 +20,8 @@ from fgclip_doctor.training import checkpointing
 from fgclip_doctor.training.checkpointing import Progress
 from fgclip_doctor.training.data import Dataset, Tokenizer, micro_batches
 from fgclip_doctor.training.distributed import averaged, exchange, replicated, torchrun
-from fgclip_doctor.training.faults import plant
-from fgclip_doctor.training.optim import build_optimizer, build_scheduler, named_parameters, parameter_groups
+from fgclip_doctor.training.faults import Subject, plant
+from fgclip_doctor.training.optim import build_optimizer, build_scheduler, parameter_groups
 from fgclip_doctor.training.settings import TrainConfig
 from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
 
@@ -43,14 +43,14 @@ def train(config: TrainConfig, *, on_start: OnStart | None = None, on_step: OnSt
     torch.manual_seed(config.seed)
     model = build_model(config).to(device).train()
     groups = parameter_groups(model, config)
-    plant(config.faults, model, groups)
     if config.gradient_checkpointing:
         model.checkpoint_layers()
     if config.torch_compile:
         model.compile_layers()
-    clipped = [parameter for _, parameter in named_parameters(groups)]
     optimizer = build_optimizer(groups, config)
     scheduler = build_scheduler(optimizer, config)
+    plant(config.faults, Subject(config=config, model=model, optimizer=optimizer, scheduler=scheduler))
+    clipped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     progress = Progress()
     if config.resume:

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 
 from fgclip_doctor.core.model import FgclipModel
 from fgclip_doctor.training.settings import TrainConfig
@@ -50,10 +49,6 @@ def part_of(name: str) -> str:
         if name.startswith(prefix):
             return part
     return "projections"
-
-
-def named_parameters(groups: list[Group]) -> list[tuple[str, nn.Parameter]]:
-    return [named for group in groups for named in group["params"]]
 
 
 def build_optimizer(groups: list[Group], config: TrainConfig) -> torch.optim.AdamW:
