@@ -232,10 +232,9 @@ def _adapter_config(found: Found, path: Path) -> None:
     config = _json(path)
     for name, key in (("adapter_rank", "r"), ("adapter_alpha", "lora_alpha"), ("adapter_targets", "target_modules")):
         value = config.get(key)
-        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        value = valid(name, ", ".join(sorted(map(str, value))) if isinstance(value, list) else value)
+        if value is not None:
             found.facts.append(Fact(name, value, Source(str(path), key)))
-        elif isinstance(value, list):
-            found.facts.append(Fact(name, ", ".join(sorted(map(str, value))), Source(str(path), key)))
 
 
 READERS: dict[str, Callable[[Found, Path], None]] = {  # in the order in which the first that states a fact wins
@@ -460,7 +459,8 @@ def _precision_and_loops(found: Found, content: Mapping[str, Any], path: Path) -
     for key in ("loops", "fit_loop", "epoch_loop.batch_progress", "total", "completed"):
         place = place.get(key) if isinstance(place, Mapping) else None
     batches, steps = _number(place), _number(content.get("global_step"))
-    if batches and steps and batches % steps == 0:  # the last update of an epoch may take fewer
+    if batches and steps and batches % steps == 0 and valid("accumulation", batches // steps) is not None:
+        # otherwise the last update of an epoch took fewer
         found.facts.append(Fact("accumulation", batches // steps, Source(str(path), "batches per global_step")))
 
 

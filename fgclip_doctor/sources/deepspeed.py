@@ -17,6 +17,7 @@ from typing import Any
 
 from fgclip_doctor.run import Fact, Missing, Optimizer, OptimizerGroup, ParameterState, Source, Tensor
 from fgclip_doctor.sources import torch_file, trainer
+from fgclip_doctor.sources.facts import valid
 from fgclip_doctor.sources.files import Unreadable, inside, open_regular, read_at
 from fgclip_doctor.sources.measure import Stored, StoredTensor, is_shape
 from fgclip_doctor.sources.pickles import Stub
@@ -161,7 +162,7 @@ def _optimizer(saved: Saved, ranks: Sequence[Mapping[Any, Any]], model_ranks: in
     """The optimizer by parameter where the layout says which is where, else by flat stretch."""
     source = Source(str(directory), "optimizer_state_dict")
     shards = [list(_partitions(zero)) for zero in ranks]
-    options = _options(ranks[0])
+    options = next((known for zero in ranks if (known := _options(zero))), [])
     try:
         if model_ranks > 1:
             saved.partial = f"the checkpoint is split over {model_ranks} model-parallel ranks, which are not joined"
@@ -173,7 +174,8 @@ def _optimizer(saved: Saved, ranks: Sequence[Mapping[Any, Any]], model_ranks: in
         saved.optimizer = _named(shards, spans, options, source)
     except _NoMap as reason:
         saved.masters.clear()
-        saved.optimizer = _unnamed(shards, options, source, str(reason))
+        readable = [shard for shard in shards if shard]
+        saved.optimizer = _unnamed(readable, options, source, str(reason)) if readable else None
 
 
 def _partitions(zero: Mapping[Any, Any]) -> Iterator[Partition]:
@@ -360,7 +362,7 @@ def _unnamed(
         states[place] = ParameterState(place, shards[0][place]["step"], **moments)
     groups = tuple(
         OptimizerGroup(group, tuple(sorted(places & set(states))), known)
-        for group, (places, known) in enumerate(options)
+        for group, (places, known) in enumerate(options or [({place}, {}) for place in states])
     )
     return Optimizer(source, groups, states, naming=f"not named: {reason}")
 
@@ -370,13 +372,13 @@ def _facts(saved: Saved, directory: Path) -> None:
     config, path = _mapping(saved.content.get("ds_config")), f"{directory}: ds_config"
     saved.facts += trainer.facts({str(key): value for key, value in config.items()}, path)
     if config:
-        clipping = config.get("gradient_clipping", 0.0)  # DeepSpeed's default
-        if isinstance(clipping, (int, float)) and not isinstance(clipping, bool) and 0 <= clipping < math.inf:
+        clipping = valid("max_grad_norm", config.get("gradient_clipping", 0.0))  # DeepSpeed's default
+        if clipping is not None:
             saved.facts.append(Fact("max_grad_norm", clipping, Source(path, "gradient_clipping")))
     for name in ("bf16", "fp16"):
         enabled = _mapping(config.get(name)).get("enabled")
         if isinstance(enabled, bool):
             saved.facts.append(Fact(name, enabled, Source(path, f"{name}.enabled")))
-    world = _whole(saved.content.get("dp_world_size"))
-    if world:
+    world = valid("world_size", _whole(saved.content.get("dp_world_size")))
+    if world is not None:
         saved.facts.append(Fact("world_size", world, Source(str(directory), "dp_world_size")))

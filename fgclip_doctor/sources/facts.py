@@ -7,7 +7,7 @@ from typing import Any
 from fgclip_doctor.run import FACTS, Fact, Source
 from fgclip_doctor.sources.files import Unreadable
 
-TEXTS = {"schedule", "hidden_act", "loss_kind", "bank_clock"}
+TEXTS = {"schedule", "hidden_act", "loss_kind", "bank_clock", "adapter_targets"}
 SWITCHES = {"bf16", "fp16", "bank_enabled"}
 CHOICES = {"bank_clock": ("step", "forward"), "loss_kind": ("softmax", "sigmoid")}
 LIMITS = {  # of the numbers: far beyond what a run may have, and still computed with without care
@@ -31,6 +31,8 @@ LIMITS = {  # of the numbers: far beyond what a run may have, and still computed
     "warmup_ratio": (0, 1),
     "label_smoothing": (0, 1),
     "logit_scale_init": (-1e3, 1e3),
+    "adapter_rank": (1, 1e6),
+    "adapter_alpha": (1e-6, 1e9),
 }
 
 

@@ -239,6 +239,13 @@ def test_no_map_where_the_layout_does_not_fit(tmp_path: Path) -> None:
     write(tmp_path / "b", 2, 1)
     change(tmp_path / "b" / "mp_rank_00_model_states.pt", "param_shapes", None)
     assert "no param_shapes" in unnamed(tmp_path / "b")
+    write(tmp_path / "d", 2, 1, elastic=True)
+    change(tmp_path / "d" / "mp_rank_00_model_states.pt", "param_shapes", None)
+    assert "no param_shapes" in unnamed(tmp_path / "d")
+    assert load([tmp_path / "d"]).optimizer.indices == (0, 1)
+    write(tmp_path / "e", 2, 2)
+    (tmp_path / "e" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"")
+    assert "32-bit parameters are missing" in unnamed(tmp_path / "e")
     write(tmp_path / "c", 2, 1)
     change(tmp_path / "c" / "mp_rank_00_model_states.pt", "param_shapes", [SHAPES[0], {"logit_scale": ()}])
     assert "group 1 holds 6 values where its names need 1" in unnamed(tmp_path / "c")
@@ -291,3 +298,17 @@ def test_stage_0_in_16_bits_has_no_names(tmp_path: Path) -> None:
     change(path, "optimizer", {"optimizer_state_dict": inner, "fp32_groups_flat": flats})
     change(path, "param_shapes", None)
     assert "no param_shapes" in unnamed(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
+def test_torn_anywhere(tmp_path: Path, name: str) -> None:
+    """The other file is still read, and the line is one."""
+    write(tmp_path / "a", 2, 1)
+    path = tmp_path / "a" / name
+    content = path.read_bytes()
+    for end in range(0, len(content), 331):
+        path.write_bytes(content[:end])
+        run = load([tmp_path / "a"])
+        assert [line.startswith(f"{path}: ") and "\n" not in line for line in run.problems] == [True]
+        assert bool(run.checkpoint.tensors) == ("optim" in name)
+        assert (run.checkpoint.optimizer is not None) == ("model" in name)

@@ -160,3 +160,17 @@ def test_an_index_that_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".metadata").write_bytes(content)
     with pytest.raises(Unreadable, match=r"\.metadata: "):
         load([tmp_path])
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_torn_anywhere(tmp_path: Path, name: str) -> None:
+    """One line that begins with a path of the checkpoint, at the start or when the tensor is read."""
+    sharded(tmp_path / "x", torch.ones(5, 4), ROWS)
+    path = tmp_path / "x" / name
+    content = path.read_bytes()
+    for end in range(0, len(content), 23):
+        path.write_bytes(content[:end])
+        with pytest.raises(Unreadable) as caught:
+            _ = load([tmp_path / "x"]).tensors["w"].statistics
+        assert str(caught.value).startswith(str(tmp_path / "x"))
+        assert "\n" not in str(caught.value)
