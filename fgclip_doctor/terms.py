@@ -120,16 +120,22 @@ def counts(run: Run, name: str) -> tuple[float, float, str]:
 
 
 def bank_rows(run: Run, name: str) -> int:
-    """Rows of the bank that may be among the candidates of a term at the latest checkpoint."""
+    """Rows of the bank that may be among the candidates of a term: at the latest checkpoint, or for a log as stated."""
+    if not run.checkpoints:
+        return int(run.number("bank_size", 0.0)) if _sees_bank(run, name) else 0
     bank = _bank_of(run, name)
     if bank is None or bank.enabled is False:
         return 0
     return bank.size if bank.written is None else bank.written
 
 
+def _sees_bank(run: Run, name: str) -> bool:
+    """Whether a bank's rows are candidates of a term: of the region loss where there is one, else of the global one."""
+    return name != "hard" and (name != "global" or not {"loss.region", "scale.region"} & run.roles.keys())
+
+
 def _bank_of(run: Run, name: str) -> Bank | None:
-    """The bank whose rows a term sees: the region loss where there is one, whatever the bank is called."""
-    if name == "hard" or (name == "global" and ("loss.region" in run.roles or "scale.region" in run.roles)):
+    if not _sees_bank(run, name):
         return None
     try:
         return memory_bank(run)

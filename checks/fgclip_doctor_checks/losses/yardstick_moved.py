@@ -72,7 +72,7 @@ def _jump(term: Term, points: int) -> tuple[int, float, float, float] | None:
     means = np.convolve(values, np.ones(points) / points, mode="valid")
     best = int((means[2 * points :] - means[: -2 * points]).argmax())  # `points` values lie between the two windows
     before, change, after = np.split(values[best : best + 3 * points], 3)
-    step = best + points + int(np.diff(change, prepend=before[-1]).argmax())
+    step = best + points + int(np.diff(change, prepend=before[-1], append=after[0]).argmax())
     if np.median(values[best + 2 * points :]) < (before.mean() + after.mean()) / 2:
         return int(steps[step]), float(before.mean()), float(before.mean()), 0.0  # it went back
     error = sqrt((before.var(ddof=1) + after.var(ddof=1)) / points)
