@@ -390,7 +390,7 @@ class _Search:
     def _least(self, state: _State) -> int:
         """What the rest of a walk costs at least: to skip what must be skipped, and to come to groups not yet used."""
         left, last, _, drops = state
-        unused = sum(map(eq, left, self.full))
+        unused = int(sum(map(eq, left, self.full)))
         free = last.count(-1) - self.idle_classes
         return -(-drops // self.largest) + max(0, unused - free)
 
