@@ -226,7 +226,7 @@ def scale_above_cap(subject: Subject) -> None:
 def scale_saved_raw(subject: Subject) -> None:
     """Checkpoints hold the scales themselves under the names of their logarithms.
 
-    Seen: ALBEF, which stores the temperature as it is, converted by name
+    Seen: the convention is that of ALBEF, which stores the temperature itself
     """
 
     def raw(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
@@ -420,7 +420,7 @@ def texts_pooled_at_start(subject: Subject) -> None:
 def captions_of_others(subject: Subject) -> None:
     """Every image has the captions of the next one, and every region the caption of the next region.
 
-    Seen: mlfoundations/open_clip#17, a loss constantly at ln 128
+    Seen: what it looks like from scratch is mlfoundations/open_clip#17, a loss constantly at ln 128
     """
 
     def shifted(batch: Batch, step: int) -> Batch:
@@ -599,6 +599,21 @@ def pure_fp16(subject: Subject) -> None:
     Seen: openai/CLIP#40, openai/CLIP#57
     """
     subject.model.to(torch.float16)
+
+
+@fault
+def logits_in_bf16(subject: Subject) -> None:
+    """Logits are bfloat16, which at a scale of 100 has steps of 0.5, so that near ties are ties.
+
+    Seen: FG-CLIP, which casts region features back to bfloat16 before the loss
+    """
+
+    info_nce = loss_code.info_nce
+
+    def rounded(logits: Tensor, targets: Tensor, weight: float) -> Term:
+        return info_nce(logits.bfloat16().float(), targets, weight)
+
+    in_forward(subject.model, loss_code, "info_nce", rounded)
 
 
 @fault

@@ -33,6 +33,7 @@ import faults_table  # noqa: E402
 
 STEPS, ACCUMULATION, BANK_SIZE, KEPT = 8, 2, 21, 20
 PAIRS = 4 * 2 * ACCUMULATION  # images, regions of each, micro-batches: what a step enqueues
+WEIGHTS = (("global", 1.0), ("global_short", 1.0), ("region", 0.1), ("hard", 0.5))
 HEAD = "roi_projection.weight"
 FIRST_LAYER = "vision_model.encoder.layers.0.self_attn.v_proj"
 LONG_POSITIONS = "text_model.embeddings.position_embedding_res.weight"
@@ -65,8 +66,7 @@ class Left:
     def ratio_of_total(self) -> float:
         """The logged total over the weighted sum of the logged terms."""
         entry = self.history[0]
-        terms = ("global", 1.0), ("global_short", 1.0), ("region", 0.1), ("hard", 0.5)
-        return entry["loss"] / sum(weight * entry[f"loss_{name}"] for name, weight in terms)
+        return entry["loss"] / sum(weight * entry[f"loss_{name}"] for name, weight in WEIGHTS)
 
 
 def left_in(directory: Path, base: Path) -> Left:
@@ -223,6 +223,12 @@ TRACES: dict[str, Callable[[Left], bool]] = {
     "schedule-in-micro-batches": lambda left: left.schedule["last_epoch"] == STEPS * ACCUMULATION,
 }
 
+BESIDE_HEALTHY: dict[str, Callable[[Left, Left], bool]] = {  # of no absolute size
+    "logits-in-bf16": lambda left, healthy: (
+        1e-4 < abs(left.history[0]["loss_hard"] - healthy.history[0]["loss_hard"]) < 0.1
+    ),
+}
+
 AFTER_RESUME: dict[str, Callable[[Left], bool]] = {
     "scale-reset-at-start": lambda left: (
         abs(left.history[4]["logit_scale_hardneg"] - left.history[4]["logit_scale"]) < 3e-4
@@ -250,7 +256,7 @@ ON_RANKS: dict[str, Callable[[OnRanks, str], bool]] = {
 
 
 def test_every_fault_has_its_trace() -> None:
-    assert TRACES.keys() | AFTER_RESUME.keys() | ON_RANKS.keys() == FAULTS.keys()
+    assert TRACES.keys() | BESIDE_HEALTHY.keys() | AFTER_RESUME.keys() | ON_RANKS.keys() == FAULTS.keys()
     assert set(BETWEEN_RANKS) == ON_RANKS.keys()
 
 
@@ -259,6 +265,12 @@ def test_every_fault_has_its_trace() -> None:
 def test_a_fault_leaves_its_trace(name: str, base: Path, healthy: Left, tmp_path: Path) -> None:
     assert TRACES[name](left_in(train(settings(base, tmp_path, name)), base))
     assert not TRACES[name](healthy)
+
+
+@pytest.mark.parametrize("name", BESIDE_HEALTHY)
+def test_a_fault_leaves_its_trace_beside_a_healthy_run(name: str, base: Path, healthy: Left, tmp_path: Path) -> None:
+    assert BESIDE_HEALTHY[name](left_in(train(settings(base, tmp_path, name)), base), healthy)
+    assert not BESIDE_HEALTHY[name](healthy, healthy)
 
 
 @pytest.mark.parametrize("name", AFTER_RESUME)
@@ -291,6 +303,17 @@ def on_ranks(base: Path, tmp_path_factory: pytest.TempPathFactory) -> OnRanks:
 def test_a_fault_between_ranks_leaves_its_trace(name: str, on_ranks: OnRanks) -> None:
     assert ON_RANKS[name](on_ranks, name)
     assert not ON_RANKS[name](on_ranks | {name: on_ranks["healthy"]}, name)
+
+
+def test_faults_add_up(base: Path, tmp_path: Path) -> None:
+    """Those that change the same method, batch or terms, too."""
+    names = ("bank-rows-not-unit", "bank-tail-dropped", "negatives-removed", "loss-not-divided", "term-constant")
+    left = left_in(train(settings(base, tmp_path, *names)), base)
+    assert [TRACES[name](left) for name in names[:3]] == [True] * 3
+    assert left.history[0]["loss"] == pytest.approx(
+        ACCUMULATION * sum(left.history[0][f"loss_{name}"] * weight for name, weight in WEIGHTS if name != "hard"),
+        rel=1e-5,
+    )
 
 
 @pytest.mark.parametrize(
