@@ -36,12 +36,24 @@ class Format(StrEnum):
     JSON = "json"
 
 
+def _examples(*commands: str) -> str:
+    """What stands under a command's help, on lines of their own, which ``\\b`` asks for."""
+    return "\n".join(["\b", "Examples:", *(f"  fgclip-doctor {command}" for command in commands)])
+
+
 def _fail(message: str) -> typer.Exit:
     """One clear line on stderr, and the exit code for what is not a finding."""
     from fgclip_doctor.inert import inert
 
     typer.echo(f"fgclip-doctor: {inert(message)}", err=True)
     return typer.Exit(2)
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, a file that the system refused before its reason."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _show(text: str) -> None:
@@ -72,8 +84,19 @@ def _options(
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-Select = Annotated[list[str] | None, typer.Option("--select", help="Only these rules: codes, prefixes or names.")]
-Ignore = Annotated[list[str] | None, typer.Option("--ignore", help="Not these rules: codes, prefixes or names.")]
+def _rules_from(incomplete: str) -> list[tuple[str, str]]:
+    """Codes and what they find, for the shell to complete."""
+    return [(one.code, one.defect) for one in installed_checks()[0] if one.code.startswith(incomplete)]
+
+
+Select = Annotated[
+    list[str] | None,
+    typer.Option("--select", autocompletion=_rules_from, help="Only these rules: codes, prefixes or names."),
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", autocompletion=_rules_from, help="Not these rules: codes, prefixes or names."),
+]
 Facts = Annotated[
     list[str] | None, typer.Option("--fact", metavar="NAME=VALUE", help="State what no file says, e.g. micro_batch=4.")
 ]
@@ -83,9 +106,12 @@ ConfigFile = Annotated[
 
 
 @app.command(
-    epilog="Examples:  fgclip-doctor audit checkpoint-240/   |   "
-    "fgclip-doctor audit runs/exp7 --base openai-clip/ --fact accumulation=8   |   "
-    "fgclip-doctor audit checkpoint-240/ --format json --fail-on warning"
+    short_help="Find the faults of a checkpoint or a run.",
+    epilog=_examples(
+        "audit checkpoint-240/",
+        "audit runs/exp7 --base openai-clip/ --fact accumulation=8",
+        "audit checkpoint-240/ --format json --fail-on warning",
+    ),
 )
 def audit(
     paths: Annotated[
@@ -134,9 +160,12 @@ def audit(
 
 
 @app.command(
-    epilog="Examples:  fgclip-doctor train --set steps=20 --set output_dir=runs/first   |   "
-    "fgclip-doctor train settings.toml --set model.memory_bank_size=128   |   "
-    "fgclip-doctor train --resume --set output_dir=runs/first"
+    short_help="Train FG-CLIP.",
+    epilog=_examples(
+        "train --set steps=20 --set output_dir=runs/first",
+        "train settings.toml --set model.memory_bank_size=128",
+        "train --resume --set output_dir=runs/first",
+    ),
 )
 def train(
     settings_file: Annotated[
@@ -156,15 +185,18 @@ def train(
         config = train_command.settings(settings_file, assignments or [], resume=resume)
         train_command.train(config, Console())
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise _fail(str(error)) from None
+        raise _fail(_words(error)) from None
     except train_command.Interrupted as left:
         typer.echo(f"fgclip-doctor: {left}", err=True)
         raise typer.Exit(130) from None
 
 
 @app.command(
-    epilog="Examples:  fgclip-doctor forecast --fact micro_batch=4 --fact accumulation=8 --fact scale=14.24 "
-    "--fact dimension=512 --fact bank_size=128   |   fgclip-doctor forecast training_args.bin --fact scale=100"
+    short_help="Say what a run's losses will mean.",
+    epilog=_examples(
+        "forecast --fact micro_batch=4 --fact scale=14.24 --fact dimension=512",
+        "forecast training_args.bin --fact scale=100",
+    ),
 )
 def forecast(
     path: Annotated[
@@ -185,7 +217,7 @@ def forecast(
     _show(plan.render_json(foretold) if output_format == "json" else plan.render(foretold))
 
 
-@app.command(epilog="Example:  fgclip-doctor demo --directory /tmp/demo")
+@app.command(short_help="See it find the faults of a small run.", epilog=_examples("demo --directory /tmp/demo"))
 def demo(
     directory: Annotated[Path, typer.Option("--directory", help="Where the runs are kept.")] = Path(
         ".fgclip-doctor/demo"
@@ -196,11 +228,14 @@ def demo(
 
     from fgclip_doctor.demo import demo as run_demo
 
-    _, checks = _settings(None, None, None)
-    run_demo(directory, checks, Console())
+    try:
+        _, checks = _settings(None, None, None)
+        run_demo(directory, checks, Console())
+    except (ConfigError, RegistryError, OSError) as error:
+        raise _fail(_words(error)) from None
 
 
-@app.command(epilog="Example:  fgclip-doctor rules --select FGD2")
+@app.command(epilog=_examples("rules --select FGD2"))
 def rules(select: Select = None, ignore: Ignore = None) -> None:
     """List the rules of every installed pack."""
     try:
@@ -212,8 +247,8 @@ def rules(select: Select = None, ignore: Ignore = None) -> None:
         _show(f"{check.code}  {check.name:<{width}}  {check.severity:<7}  {check.defect}\n")
 
 
-@app.command(epilog="Example:  fgclip-doctor explain FGD201")
-def explain(code: Annotated[str, typer.Argument(help="A rule's code or name.")]) -> None:
+@app.command(short_help="Explain a rule.", epilog=_examples("explain FGD201"))
+def explain(code: Annotated[str, typer.Argument(autocompletion=_rules_from, help="A rule's code or name.")]) -> None:
     """Explain a rule: why it hurts, what it reads, its benign look-alike, its fix and its sources."""
     checks, _ = installed_checks()
     check = next((one for one in checks if code.lower() in (one.code.lower(), one.name)), None)
@@ -296,4 +331,4 @@ def _print(report: Report, output_format: Format, output: Path | None, verbose: 
     try:
         output.write_text(rendered, encoding="utf-8")
     except OSError as error:
-        raise _fail(f"{output}: {error.strerror}") from None
+        raise _fail(_words(error)) from None

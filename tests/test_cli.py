@@ -242,3 +242,27 @@ def test_letters_that_the_terminal_lacks_are_escaped(tmp_path: Path) -> None:
 
 def test_no_rule_is_listed_where_all_are_ignored() -> None:
     assert run("rules", "--ignore", "all") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("fgclip-doctor exp", ["explain"]),
+        ("fgclip-doctor audit --form", ["--format"]),
+        ("fgclip-doctor audit . --format j", ["json"]),
+        ("fgclip-doctor explain FGD50", ["FGD501", "FGD502", "FGD506"]),
+        ("fgclip-doctor audit . --select FGD301", ["FGD301"]),
+    ],
+)
+def test_the_shell_completes_commands_options_and_rules(words: str, expected: list[str]) -> None:
+    asked = {"_FGCLIP_DOCTOR_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    command = [sys.executable, "-c", "from fgclip_doctor.cli import app; app(prog_name='fgclip-doctor')"]
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == expected
+
+
+def test_a_demo_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = run("demo", "--directory", str(tmp_path / "file"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{tmp_path}/file/" in err
