@@ -43,6 +43,13 @@ def test_noise_is_called_noise_where_there_is_power(generator: Any, rows: int, w
     assert found.count(expected) >= len(found) - 1  # one in 2,000 is over 4 standard deviations
 
 
+@pytest.mark.parametrize(
+    ("generator", "expected"), [(features.noise, "noise"), (features.cone, "encoded"), (features.aligned, "encoded")]
+)
+def test_the_largest_bank_is_told_too(generator: Any, expected: str) -> None:
+    assert set(verdicts(generator(np.random.default_rng(0), 65536, 1024))) == {expected}
+
+
 def test_statistics_of_noise_are_standard() -> None:
     """All three have mean 0 and standard deviation 1 over many banks of noise, so 4 means what it says."""
     rng = np.random.default_rng(5)
