@@ -101,6 +101,18 @@ def test_rows_come_the_right_way_round(facts: dict[str, Any], more: dict[str, An
     np.testing.assert_array_equal(held.rows("text"), texts)
 
 
+@pytest.mark.parametrize("filled", [1024, 300])
+@pytest.mark.parametrize("rows", [features.noise, features.cone])
+@pytest.mark.parametrize("width_first", [True, False])
+def test_a_large_square_bank_is_told_by_its_unit_rows(rows: Any, width_first: bool, filled: int) -> None:
+    images, texts = rows(np.random.default_rng(0), 1024, 1024)
+    images[filled:] = texts[filled:] = 0
+    stored = {"i": images.T if width_first else images, "t": texts.T if width_first else texts}
+    roles = {"bank.image_keys": "i", "bank.text_keys": "t"}
+    held = bank.memory_bank(runs.run(runs.checkpoint(stored), roles=roles))
+    assert held.width_first == {"image": width_first, "text": width_first}
+
+
 def test_one_bank_tells_the_other() -> None:
     images, _ = features.cone(np.random.default_rng(0), 96, 48)
     stored = {"i": images.T, "t": np.zeros((48, 96))}
