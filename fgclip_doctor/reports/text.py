@@ -154,7 +154,7 @@ def _table(evidence: Sequence[Evidence], within: str | None) -> Table:
     """Measured beside expected, and why; with `within`, also where it was read, unless that repeats."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("measured", overflow="fold", max_width=32)
-    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("value", justify="right", max_width=36, overflow="fold")
     table.add_column("expected", justify="right", max_width=24)
     table.add_column("why, and where it was read" if within is not None else "why", overflow="fold", style="dim")
     last = ""

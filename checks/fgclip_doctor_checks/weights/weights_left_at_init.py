@@ -61,15 +61,24 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
     for (kind, why), names in groups.items():
         tensor, look = run.tensors[names[0]], looks[names[0]]
         what = f"All {len(names)} of {kind} are" if len(names) > 1 else f"{names[0]} is"
-        yield _finding(tensor, kind if len(names) > 1 else names[0], what, str(look), why)
+        top = Evidence(
+            name="top singular value over the edge of random ones",
+            value=look.edge,
+            expected="well over 1",
+            why=f"training lifts it: {look}",
+            source=str(tensor.source),
+        )
+        where = kind if len(names) > 1 else names[0]
+        yield Finding(message=f"{what} still as initialised, {why}.", where=where, evidence=(top,))
     for gain in _norms(run):
-        yield _finding(gain, gain.name, f"{gain.name} is", "1 throughout, its bias 0", "where the other norms are not")
-
-
-def _finding(tensor: Tensor, where: str, what: str, value: str, why: str) -> Finding:
-    expected = "structure, as training gives"
-    evidence = Evidence(name="values", value=value, expected=expected, why=why, source=str(tensor.source))
-    return Finding(message=f"{what} still as initialised, {why}.", where=where, evidence=(evidence,))
+        spread = Evidence(
+            name="spread of the gain",
+            value=gain.statistics.std,
+            expected="over 0",
+            why="it is 1 throughout and its bias 0, where the other norms are not",
+            source=str(gain.source),
+        )
+        yield Finding(message=f"{gain.name} is still as initialised.", where=gain.name, evidence=(spread,))
 
 
 def _matrices(run: Run) -> Iterator[Tensor]:
