@@ -90,7 +90,7 @@ def _with_gradient(run: Run) -> Iterator[str]:
             and names[0] in run.tensors
             and state
             and state.exp_avg_sq
-            and state.exp_avg_sq.statistics.maximum > _epsilon(optimizer, index) ** 2
+            and max(state.exp_avg_sq.statistics.maximum, 0.0) ** 0.5 > _epsilon(optimizer, index)
         ):
             yield names[0]
 
@@ -110,5 +110,5 @@ def _hidden(run: Run, tensor: Tensor) -> bool:
         if optimizer and any(tensor.name in optimizer.names.get(index, (tensor.name,)) for index in group.parameters)
     ]
     rate = max(rates) if rates else run.number("learning_rate", 1.0)
-    size = (tensor.statistics.norm**2 / max(tensor.size, 1)) ** 0.5
+    size = tensor.statistics.norm / max(tensor.size, 1) ** 0.5
     return rate <= 4 * half_ulp(size, tensor.dtype) if tensor.dtype in ("bfloat16", "float16", "float32") else rate == 0
