@@ -87,7 +87,7 @@ def _read_path(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
     if not is_directory:
         if tensorboard_events.is_event_file(path):
             return [], [], [tensorboard_events.read(path)]
-        if text_log.is_log(path):
+        if path.suffix not in checkpoints.BARE and text_log.is_log(path):  # weights that are text are broken weights
             return [], [], [text_log.read(path)]
         return [checkpoints.read_file(path)], [], []
     found = [_read(one) for one in inner] if inner else [checkpoints.read_directory(path)]
