@@ -79,16 +79,24 @@ def _read_path(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
     read when they are asked for by themselves.
     """
     try:
-        is_directory = path.is_dir()
-        inner = checkpoints.inner_checkpoints(path) if is_directory else []
-        around = bool(inner) and checkpoints.is_checkpoint(path)
-    except OSError as error:
-        raise Unreadable(path, reason(error)) from None
+        return _read_there(path)
+    except OSError as error:  # a folder that may not be listed, or listed but not entered
+        raise Unreadable(error.filename or path, reason(error)) from None
+
+
+def _read_there(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
+    is_directory = path.is_dir()
+    inner = checkpoints.inner_checkpoints(path) if is_directory else []
+    around = bool(inner) and checkpoints.is_checkpoint(path)
     if not is_directory:
         if tensorboard_events.is_event_file(path):
             return [], [], [tensorboard_events.read(path)]
-        if path.suffix not in checkpoints.BARE and text_log.is_log(path):  # weights that are text are broken weights
-            return [], [], [text_log.read(path)]
+        if text_log.is_log(path):
+            try:
+                return [], [], [text_log.read(path)]
+            except Unreadable:
+                if path.suffix not in checkpoints.BARE:  # else it is what became of weights
+                    raise
         return [checkpoints.read_file(path)], [], []
     found = [_read(one) for one in inner] if inner else [checkpoints.read_directory(path)]
     outer = [checkpoints.read_directory(path)] if around else []

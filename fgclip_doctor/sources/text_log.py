@@ -84,14 +84,26 @@ def logs(path: Path) -> list[Path]:
     """`path` itself where it is text, or the files in a directory that are called like logs and tables."""
     if not path.is_dir():
         return [path] if is_log(path) else []
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_file() and BESIDE.fullmatch(entry.name))
-    return [inside(path, name) for name in names[:MAX_BESIDE]]
+    return [log for log in _inside(path) if isinstance(log, Path)]
+
+
+def _inside(directory: Path) -> Iterator[Path | Unreadable]:
+    """The logs in a directory, and why not those whose links lead out of it."""
+    names = sorted(entry.name for entry in directory.iterdir() if entry.is_file() and BESIDE.fullmatch(entry.name))
+    for name in names[:MAX_BESIDE]:
+        try:
+            yield inside(directory, name)
+        except Unreadable as error:
+            yield error
 
 
 def beside(directory: Path) -> list[Run]:
     """What the logs and tables in a run directory say. Other text is left alone: a list of captions is a table too."""
     runs = []
-    for log in logs(directory):
+    for log in _inside(directory):
+        if isinstance(log, Unreadable):
+            runs.append(Run(str(directory), problems=[str(log)]))
+            continue
         with suppress(Unreadable):
             runs.append(read(log))
     return runs

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -122,6 +123,17 @@ def test_a_broken_checkpoint_among_bare_files_is_a_problem(tmp_path: Path) -> No
     run = load([tmp_path])
     assert [one.step for one in run.checkpoints] == [1]
     assert run.problems[0].startswith(f"{tmp_path}/step_2.pt: ")
+
+
+def test_a_folder_that_may_not_be_entered_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(tmp_path / "checkpoint-9", 9)
+
+    def guarded(file: Path) -> bool:  # the superuser, who may run this, is refused nothing
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "is_file", guarded)
+    with pytest.raises(Unreadable, match=r"may not be read \(permission denied\)$"):
+        load([path])
 
 
 def test_what_can_not_be_read_is_one_line_with_its_path(tmp_path: Path) -> None:

@@ -402,6 +402,18 @@ def test_a_log_is_joined_with_the_checkpoints_beside_it(tmp_path: Path) -> None:
     assert run.problems == []
 
 
+def test_a_link_out_of_the_directory_costs_a_line(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-9"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"projection_dim": 64}')
+    (tmp_path / "elsewhere.log").write_text("step: 1 loss: 2.0\nstep: 2 loss: 1.0\n")
+    (folder / "train.log").symlink_to(tmp_path / "elsewhere.log")
+    run = load([folder])
+    assert run.problems == [f"{folder}: 'train.log' points outside the directory"]
+    assert run.series == {}
+    assert text_log.logs(folder) == []
+
+
 def test_a_log_by_any_name(tmp_path: Path) -> None:
     path = tmp_path / "anything.bin"
     path.write_text("step 1 loss 2.0\n")
