@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from fgclip_doctor.recorded import Recording
+
 if TYPE_CHECKING:  # numpy costs 0.1 s; `rules`, `explain` and `--help` read checks and never a tensor
     import numpy as np
     from numpy.typing import NDArray
@@ -294,6 +296,17 @@ class Scale:
     last: float
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the user declared to be intended, so that no check takes it for a fault. Steps are optimizer steps."""
+
+    bank_on: int | None = None  # the step at which the bank switches on
+    frozen: tuple[str, ...] = ()  # patterns (fnmatch) of parameters that are meant not to train
+    scale_at_cap: bool = False  # the scales are meant to rest at their cap
+    restarts: tuple[int, ...] = ()  # steps at which the learning rate starts over
+    candidates: Mapping[int, float] = field(default_factory=dict)  # from a step on, candidates per anchor
+
+
 @dataclass
 class Run:
     """Everything observed about one training run.
@@ -301,7 +314,7 @@ class Run:
     `checkpoints` are in order of step, the last one being what most checks read. `base` holds the weights that the run
     started from, where the user gave them. `roles` maps a role of design (``bank.image_keys``, ``scale.region``,
     ``loss.region``) to the name of the tensor or the series that plays it. `problems` are the files that could not be
-    read.
+    read. `recording` is what was seen of the run while it went on, `plan` what the user declared to be intended.
     """
 
     subject: str
@@ -312,6 +325,15 @@ class Run:
     events: list[Event] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    recording: Recording | None = None
+    plan: Plan = field(default_factory=Plan)
+
+    @property
+    def watched(self) -> Recording:
+        """What was recorded of the run while it went on."""
+        if self.recording is None:
+            raise Missing("the run was not recorded; `fgclip-doctor watch -- COMMAND` does it")
+        return self.recording
 
     @property
     def checkpoint(self) -> Checkpoint:

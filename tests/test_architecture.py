@@ -18,6 +18,7 @@ PACK = Path(fgclip_doctor_checks.__file__).parent
 # Each part may import the parts before it. A part is a module or a sub-package of fgclip_doctor.
 ORDER = (
     "findings",
+    "recorded",
     "run",
     "theory",
     "bank",

@@ -1,0 +1,92 @@
+"""What only a run that is watched tells: who had gradients, where losses are computed, which clock ticked how often.
+
+A recording holds one `Rank` for each process of the training. Whatever is also a number over time (gradient norms,
+learning rates, scales, the losses of each site) is in `Run.series` too, so checks of logs read recordings unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of the watched model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool  # requires_grad, as last seen
+    group: int | None  # index of the optimizer group that holds it; None where none does
+    gradient: (
+        str  # "some", "zero" (only zeros), "none" (None at every optimizer step), "unknown" (sharded, or too early)
+    )
+    first_gradient: int | None = None  # the optimizer step at which its gradient was first seen not to be zero
+
+
+@dataclass(frozen=True, slots=True)
+class LossSite:
+    """One place of the code at which a contrastive loss is computed, with what each sampled call of it was given.
+
+    The arrays are of one length, one entry a sampled call. `null` is ``mean(logsumexp(row) - mean(row))``, the exact
+    level of these very logits for a positive no better than the average of its row, so ``null - loss`` is what was
+    learnt, in nats (see `fgclip_doctor.theory.margins`).
+    """
+
+    name: str  # "train.py:131", or what the user calls it
+    kind: str  # "softmax" or "sigmoid"
+    targets: str  # "diagonal", "shifted" (by `offset` columns), "constant", "other"
+    offset: int  # the column of the first anchor's positive
+    steps: NDArray[np.int64]  # optimizer steps done before the call
+    forwards: NDArray[np.int64]  # forwards done, this one included
+    anchors: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    null: NDArray[np.float64]
+    top1: NDArray[np.float64]
+    gradient: bool = True  # whether the logits required a gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """One kind of collective by which features cross ranks."""
+
+    name: str  # "torch.distributed.all_gather", ...
+    shape: tuple[int, ...]
+    needs_gradient: bool  # whether what was given to it required a gradient
+    differentiable: bool  # whether what came out of it carries one back
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """What one process of the training was seen to do."""
+
+    rank: int
+    world_size: int
+    path: str  # of its recording
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    sites: tuple[LossSite, ...] = ()
+    gathers: tuple[Gather, ...] = ()
+    clocks: Mapping[str, int] = field(default_factory=dict)  # forwards, steps, scheduler_steps, zero_grads, skipped
+    evaluating: Mapping[str, int] = field(default_factory=dict)  # modules in eval mode under gradients: forwards so
+    reentrant: tuple[str, ...] = ()  # modules run under reentrant checkpointing with no input that needs a gradient
+    digests: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # "parameters", role of a bank: step to hash
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The ranks of one watched run, in order, and the last optimizer step that any of them reached."""
+
+    ranks: tuple[Rank, ...]
+    step: int
+
+    @property
+    def first(self) -> Rank:
+        return self.ranks[0]
