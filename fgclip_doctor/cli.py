@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fgclip_doctor import __version__
-from fgclip_doctor.config import Config, ConfigError, parse_fail_on, read_config
+from fgclip_doctor.config import Config, ConfigError, parse_fail_on, plan_beside, read_config
 from fgclip_doctor.registry import Check, RegistryError, installed_checks, selected
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def audit(
         threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
         facts = {name: str(value) for name, value in config.facts.items()} | _facts(fact or [])
         run = load(paths, base=base, facts=facts, roles=config.roles)
+        run.plan = config.plan if config.plan.source else plan_beside(paths)
         if show_parse:
             _explain_logs(paths, to_stderr=output_format is not Format.TEXT)
         _read_weights(run)

@@ -15,6 +15,13 @@
 
     [tool.fgclip-doctor.facts]
     accumulation = 8
+
+    [tool.fgclip-doctor.plan]  # what is meant to be so; a `plan.toml` beside a run holds the same keys
+    bank-on = 50
+    frozen = ["vision_model.*"]
+    scale-at-cap = true
+    restarts = [1000, 2000]
+    candidates = { 0 = 4, 50 = 132 }
 """
 
 from __future__ import annotations
@@ -22,15 +29,17 @@ from __future__ import annotations
 import math
 import stat
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fgclip_doctor.findings import Severity
 from fgclip_doctor.registry import Check
+from fgclip_doctor.run import Plan
 
 TABLE = "fgclip-doctor"
+PLAN_FILE = "plan.toml"
 MAX_BYTES = 1 << 20
 
 
@@ -48,6 +57,7 @@ class Config:
     thresholds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    plan: Plan = field(default_factory=Plan)
     path: str = ""
 
     def check_against(self, checks: Iterable[Check]) -> None:
@@ -83,15 +93,7 @@ def read_config(path: Path | None) -> Config:
     path = path or Path("pyproject.toml")
     if not given and not path.is_file():
         return Config()
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(f"{path}: not a file")  # a pipe or a device might never end
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: too large for a configuration")
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{path}: {reason}") from None
+    document = _document(path)
     nested = document.get("tool", {}).get(TABLE) if isinstance(document.get("tool", {}), dict) else None
     if nested is None:
         if path.name == "pyproject.toml" or not given:
@@ -100,10 +102,79 @@ def read_config(path: Path | None) -> Config:
     return _parse(nested, str(path))
 
 
+def plan_beside(paths: Iterable[Path]) -> Plan:
+    """The first `plan.toml` in one of these directories, or beside one of these files; an empty plan if none has one.
+
+    Raises `ConfigError` for one that can't be read.
+    """
+    for path in paths:
+        file = (path if path.is_dir() else path.parent) / PLAN_FILE
+        if file.is_file():
+            return _plan(_document(file), str(file))
+    return Plan()
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A TOML file, whole. Raises `ConfigError`."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{path}: not a file")  # a pipe or a device might never end
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: too large for a configuration")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{path}: {reason}") from None
+
+
+def _plan(table: object, path: str) -> Plan:
+    """What is declared to be intended. Raises `ConfigError` for a key or a value that declares nothing."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: plan must be a table")
+    parsed: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in PLANNED:
+            raise ConfigError(f"{path}: plan: unknown setting {key!r} (there are {', '.join(PLANNED)})")
+        must, fits, take = PLANNED[key]
+        if not fits(value):
+            raise ConfigError(f"{path}: plan: {key} must be {must}, not {value!r}")
+        parsed[key.replace("-", "_")] = take(value)
+    return Plan(source=path, **parsed)
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(fits(one) for one in value)
+
+
+def _is_candidates(value: object) -> bool:
+    """A table from steps to numbers; TOML's keys are texts."""
+    return isinstance(value, dict) and all(
+        key.isdecimal() and isinstance(count, (int, float)) and not isinstance(count, bool) and 1 <= count < math.inf
+        for key, count in value.items()
+    )
+
+
+PLANNED: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {  # what a value must be, and becomes
+    "bank-on": ("an optimizer step", _is_step, int),
+    "frozen": ("a list of patterns", lambda value: _is_list(value, lambda one: isinstance(one, str)), tuple),
+    "scale-at-cap": ("true or false", lambda value: isinstance(value, bool), bool),
+    "restarts": ("a list of optimizer steps", lambda value: _is_list(value, _is_step), tuple),
+    "candidates": (
+        "a table from steps to candidates",
+        _is_candidates,
+        lambda value: {int(step): float(count) for step, count in sorted(value.items(), key=lambda item: int(item[0]))},
+    ),
+}
+
+
 def _parse(table: object, path: str) -> Config:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: [tool.{TABLE}] is not a table")
-    unknown = set(table) - {"select", "ignore", "fail-on", "thresholds", "roles", "facts"}
+    unknown = set(table) - {"select", "ignore", "fail-on", "thresholds", "roles", "facts", "plan"}
     if unknown:
         raise ConfigError(f"{path}: unknown setting {sorted(unknown)[0]!r}")
     lists = {}
@@ -132,5 +203,6 @@ def _parse(table: object, path: str) -> Config:
         thresholds=tables["thresholds"],
         roles=tables["roles"],
         facts=tables["facts"],
+        plan=_plan(table["plan"], path) if "plan" in table else Plan(),
         path=path,
     )

@@ -6,11 +6,12 @@ Is the bank on, and is it used? Is every head trained? In which clock is the run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from math import log2
 
 from fgclip_doctor import bank, theory
 from fgclip_doctor.findings import Evidence
-from fgclip_doctor.run import Missing, Run, Tensor
+from fgclip_doctor.run import Missing, Plan, Run, Tensor
 from fgclip_doctor.terms import terms
 
 RECENT = 0.25  # share of a log, at its end, that "now" is the mean of
@@ -109,4 +110,22 @@ def _losses(run: Run) -> Iterator[Evidence]:
         )
 
 
-LOOKS: tuple[Callable[[Run], Iterable[Evidence]], ...] = (_bank_in_use, bank.observations, _trained, _clock, _losses)
+def _planned(run: Run) -> Iterator[Evidence]:
+    """What the user declared to be intended: no check takes it for a fault."""
+    for item in fields(run.plan):
+        value = getattr(run.plan, item.name)
+        if item.name != "source" and value != getattr(Plan(), item.name):
+            name = item.name.replace("_", " ")
+            yield Evidence(
+                name=f"planned: {name}", value=str(value), why="declared, not measured", source=run.plan.source
+            )
+
+
+LOOKS: tuple[Callable[[Run], Iterable[Evidence]], ...] = (
+    _bank_in_use,
+    bank.observations,
+    _trained,
+    _clock,
+    _losses,
+    _planned,
+)

@@ -305,6 +305,7 @@ class Plan:
     scale_at_cap: bool = False  # the scales are meant to rest at their cap
     restarts: tuple[int, ...] = ()  # steps at which the learning rate starts over
     candidates: Mapping[int, float] = field(default_factory=dict)  # from a step on, candidates per anchor
+    source: str = ""  # the file that declares it; empty where nothing was declared
 
 
 @dataclass

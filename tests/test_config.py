@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fgclip_doctor.config import ConfigError, parse_fail_on, read_config
+from fgclip_doctor.config import ConfigError, parse_fail_on, plan_beside, read_config
 from fgclip_doctor.findings import Severity
 from fgclip_doctor.registry import installed_checks
 
@@ -56,6 +56,13 @@ def test_a_pyproject_without_our_table_changes_nothing(tmp_path: Path) -> None:
         ("thresholds = 3", "must be a table"),
         ("roles = {a = 1}", "must name tensors"),
         ("select = [", "doctor.toml"),
+        ("plan = 3", "plan must be a table"),
+        ("plan = { bank_on = 50 }", "unknown setting 'bank_on'"),
+        ("plan = { bank-on = -1 }", "bank-on must be an optimizer step"),
+        ("plan = { bank-on = true }", "bank-on must be an optimizer step"),
+        ("plan = { frozen = 'a' }", "frozen must be a list of patterns"),
+        ("plan = { candidates = { a = 4 } }", "candidates must be a table"),
+        ("plan = { candidates = { 0 = nan } }", "candidates must be a table"),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(tmp_path: Path, text: str, complaint: str) -> None:
@@ -94,3 +101,33 @@ def test_thresholds_must_exist(tmp_path: Path) -> None:
 def test_fail_on() -> None:
     assert parse_fail_on("never") is None
     assert parse_fail_on("info") is Severity.INFO
+
+
+PLAN = """
+bank-on = 50
+frozen = ["vision_model.*"]
+scale-at-cap = true
+restarts = [100, 200]
+candidates = { 50 = 132, 0 = 4 }
+"""
+
+
+def test_a_plan_is_read_from_the_configuration_and_from_beside_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    beside = write(tmp_path / "run" / "plan.toml", PLAN)
+    log = write(tmp_path / "run" / "train.log", "step 1: loss 1.0\n")
+    declared = read_config(write(tmp_path / "doctor.toml", "[plan]" + PLAN)).plan
+    assert declared.bank_on == 50
+    assert declared.frozen == ("vision_model.*",)
+    assert declared.scale_at_cap
+    assert declared.restarts == (100, 200)
+    assert list(declared.candidates.items()) == [(0, 4.0), (50, 132.0)]  # in order of step
+    assert plan_beside([tmp_path / "run"]) == plan_beside([log])
+    assert plan_beside([log]).source == str(beside)
+    assert not plan_beside([tmp_path]).source
+
+
+def test_a_broken_plan_beside_a_run_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "plan.toml", "bank-on = [")
+    with pytest.raises(ConfigError, match=r"plan\.toml"):
+        plan_beside([tmp_path])
