@@ -138,22 +138,26 @@ def audit(
     show_parse: Annotated[
         bool, typer.Option("--show-parse", help="First print what is understood of each log, line by line.")
     ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Measure every tensor again, and keep nothing for the next audit.")
+    ] = False,
 ) -> None:
     """Say what a checkpoint or a run directory tells: each fault, its evidence, its cause and its fix."""
     from fgclip_doctor.diagnosis import diagnose
-    from fgclip_doctor.sources import load
+    from fgclip_doctor.sources import cache, load
     from fgclip_doctor.sources.files import Unreadable
 
     try:
         config, checks = _settings(config_file, select, ignore)
         threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
         facts = {name: str(value) for name, value in config.facts.items()} | _facts(fact or [])
-        run = load(paths, base=base, facts=facts, roles=config.roles)
-        run.plan = config.plan if config.plan.source else plan_beside(paths)
-        if show_parse:
-            _explain_logs(paths, to_stderr=output_format is not Format.TEXT)
-        _read_weights(run)
-        report = diagnose(run, checks, thresholds=config.thresholds)
+        with cache.kept_in(None if no_cache else cache.place(config.cache)):
+            run = load(paths, base=base, facts=facts, roles=config.roles)
+            run.plan = config.plan if config.plan.source else plan_beside(paths)
+            if show_parse:
+                _explain_logs(paths, to_stderr=output_format is not Format.TEXT)
+            _read_weights(run)
+            report = diagnose(run, checks, thresholds=config.thresholds)
     except (ConfigError, RegistryError, Unreadable) as error:
         raise _fail(str(error)) from None
     _print(report, output_format, output, verbose)

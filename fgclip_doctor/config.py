@@ -6,6 +6,7 @@
     select = ["FGD2", "logit-scale-above-cap"]
     ignore = ["FGD108"]
     fail-on = "warning"
+    cache = "/scratch/fgclip-doctor"  # of measurements; false for none
 
     [tool.fgclip-doctor.thresholds.logit-scale-above-cap]
     cap = 4.7
@@ -58,6 +59,7 @@ class Config:
     roles: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
+    cache: str | bool = True  # a directory, the usual one or none
     path: str = ""
 
     def check_against(self, checks: Iterable[Check]) -> None:
@@ -174,7 +176,7 @@ PLANNED: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = { 
 def _parse(table: object, path: str) -> Config:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: [tool.{TABLE}] is not a table")
-    unknown = set(table) - {"select", "ignore", "fail-on", "thresholds", "roles", "facts", "plan"}
+    unknown = set(table) - {"select", "ignore", "fail-on", "thresholds", "roles", "facts", "plan", "cache"}
     if unknown:
         raise ConfigError(f"{path}: unknown setting {sorted(unknown)[0]!r}")
     lists = {}
@@ -192,6 +194,9 @@ def _parse(table: object, path: str) -> Config:
         tables[key] = value
     if not all(isinstance(name, str) for name in tables["roles"].values()):
         raise ConfigError(f"{path}: roles must name tensors or series")
+    cache = table.get("cache", True)
+    if not isinstance(cache, (str, bool)):
+        raise ConfigError(f"{path}: cache must be a directory, or false for none")
     try:
         fail_on = parse_fail_on(str(table.get("fail-on", "error")))
     except ConfigError as error:
@@ -204,5 +209,6 @@ def _parse(table: object, path: str) -> Config:
         roles=tables["roles"],
         facts=tables["facts"],
         plan=_plan(table["plan"], path) if "plan" in table else Plan(),
+        cache=cache,
         path=path,
     )

@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgclip_doctor.run import MAX_VALUES_BYTES, Missing, Source, Statistics, Tensor
+from fgclip_doctor.sources.cache import as_digest, as_statistics, kept
 from fgclip_doctor.sources.files import Unreadable, open_regular
 
 CHUNK_BYTES = 512 << 10
@@ -112,16 +113,17 @@ class StoredTensor(Tensor):
         )
 
 
+@kept(as_statistics)
 def statistics(stored: Stored) -> Statistics:
     """Every statistic of a tensor, in one pass over its bytes. A complex one is measured by its parts."""
     repeats = math.prod(length for length, stride in _axes(stored) if not stride)
     return _measured([stored]).statistics(count=math.prod(stored.shape), repeats=repeats)
 
 
-def statistics_of(parts: Iterable[Stored]) -> Statistics:
+@kept(as_statistics)
+def statistics_of(parts: Sequence[Stored]) -> Statistics:
     """Every statistic of a tensor that lies in several contiguous parts."""
-    known = list(parts)
-    return _measured(known).statistics(count=sum(math.prod(part.shape) for part in known), repeats=1)
+    return _measured(parts).statistics(count=sum(math.prod(part.shape) for part in parts), repeats=1)
 
 
 def _measured(parts: Iterable[Stored]) -> _Moments:
@@ -158,7 +160,8 @@ def digest(stored: Stored) -> str:
     return digest_of([stored], stored.dtype, stored.shape, layout)
 
 
-def digest_of(parts: Iterable[Stored], dtype: str, shape: tuple[int, ...], layout: str = "") -> str:
+@kept(as_digest)
+def digest_of(parts: Sequence[Stored], dtype: str, shape: tuple[int, ...], layout: str = "") -> str:
     """The hash of a tensor that lies in `parts`: with no `layout`, that of the same bytes in one place."""
     total = hashlib.sha256(f"{dtype}{shape}{layout}".encode())
     for part in parts:
