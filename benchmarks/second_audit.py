@@ -35,7 +35,7 @@ except SystemExit:
 
 
 def write(directory: Path, checkpoints: int) -> None:
-    """A run as this package's own training leaves it, with random gradients instead of data."""
+    """A run from pretrained weights as this package's own training leaves it, with random gradients instead of data."""
     import torch
 
     from fgclip_doctor.core.config import FgclipConfig, TextConfig, VisionConfig
@@ -54,6 +54,10 @@ def write(directory: Path, checkpoints: int) -> None:
             projection_dim=256,
         )
     )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter.uniform_(0.5, 1.5, generator=generator)  # gains as pretraining leaves them
     config = TrainConfig(output_dir=directory, model=model.config, max_steps=1000)
     optimizer = build_optimizer(parameter_groups(model, config), config)
     scheduler = build_scheduler(optimizer, config)

@@ -224,6 +224,11 @@ class Randomness:
         )
 
 
+def randomness_of(tensor: Tensor, moved: float = 0.0) -> Randomness | None:
+    """`randomness` of a stored tensor."""
+    return tensor.remembered(Randomness, ("randomness", moved), lambda: randomness(tensor.values(), moved))
+
+
 def randomness(matrix: NDArray[Any], moved: float = 0.0, *, sigmas: float = 8.0) -> Randomness | None:
     """Compare a tensor (first axis: outputs) with independent values; None if it is too small, constant or drifted.
 

@@ -6,10 +6,10 @@ source left behind. What isn't known raises `Missing`, which skips the check wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fgclip_doctor.recorded import Recording
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # numpy costs 0.1 s; `rules`, `explain` and `--help` read che
     import numpy as np
     from numpy.typing import NDArray
 
+R = TypeVar("R")
 MAX_VALUES_BYTES = 1 << 30  # a check may ask for the values of a tensor up to this size, as stored
 
 
@@ -152,6 +153,13 @@ class Tensor:
         if self.nbytes > MAX_VALUES_BYTES:
             raise Missing(f"{self.name} is too large to be read whole ({self.nbytes:,} bytes)")
         return self._read()
+
+    def remembered(self, kind: type[R], what: Sequence[object], compute: Callable[[], R | None]) -> R | None:
+        """A dataclass of numbers that `compute` takes from the values, which an earlier audit may have kept.
+
+        `what` says all that it depends on besides them.
+        """
+        return compute()
 
     def item(self) -> float:
         """The value of a tensor of one element, as a float (a scale, a pointer, a flag)."""

@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields, is_dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -32,7 +32,7 @@ from fgclip_doctor.run import Statistics
 from fgclip_doctor.sources.files import Unreadable, open_regular, parse_json, read_at
 
 VARIABLE = "FGCLIP_DOCTOR_CACHE"
-MEASURING = ("measure.py",)  # the modules whose results are kept
+MEASURING = ("sources/cache.py", "sources/measure.py", "provenance.py")  # the modules whose results are kept
 PLACE = ("offset", "dtype", "shape", "strides", "byteorder")  # in a file: all fields of a `Stored` besides the file's
 PAGES = 32
 PAGE_BYTES = 4096
@@ -76,38 +76,62 @@ def kept_in(directory: Path | None) -> Iterator[None]:
             current.write()
 
 
-def kept(decode: Callable[[object], R | None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """For a function of `Stored`s, alone or in lists, and of plain values: its result, which the cache may know.
+def recalled(asked: Sequence[object], decode: Callable[[object], R], compute: Callable[[], R]) -> R:
+    """The result of `compute`, which the cache may know.
 
-    `decode` makes it of what was kept as JSON, or None of what was not.
+    `asked` is all that it depends on: `Stored`s, alone or in lists, and plain values. `decode` makes the result of what
+    was kept as JSON, and raises `ValueError` for anything else.
     """
+    key = _open.key(asked) if _open else None
+    if _open is None or key is None:
+        return compute()
+    with suppress(ValueError):
+        return decode(_open.get(key))
+    value = compute()
+    _open.put(key, _encoded(value))
+    return value
+
+
+def kept(decode: Callable[[object], R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """For a function whose arguments are all that it depends on: its result is `recalled`."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def known(*args: P.args, **kwargs: P.kwargs) -> R:
-            key = _open.key(function.__name__, [*args, *kwargs.items()]) if _open else None
-            if _open is None or key is None:
-                return function(*args, **kwargs)
-            value = decode(_open.get(key))
-            if value is None:
-                value = function(*args, **kwargs)
-                _open.put(key, astuple(value) if isinstance(value, Statistics) else value)
-            return value
+            asked = [function.__name__, *args, *kwargs.items()]
+            return recalled(asked, decode, lambda: function(*args, **kwargs))
 
         return known
 
     return decorate
 
 
-def as_statistics(value: object) -> Statistics | None:
-    kinds = [one.type for one in fields(Statistics)]
-    if not isinstance(value, list) or [type(one).__name__ for one in value] != kinds:
-        return None
-    return Statistics(*value)
+def _encoded(value: object) -> object:
+    if value is None:
+        return []
+    return astuple(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def as_digest(value: object) -> str | None:
-    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else None
+def as_record(kind: type[R], value: object) -> R:
+    """An instance of a dataclass of numbers."""
+    known = [str(one.type) for one in fields(kind)] if is_dataclass(kind) else []
+    if not isinstance(value, list) or [type(one).__name__ for one in value] != known:
+        raise ValueError
+    return kind(*value)
+
+
+def as_record_or_none(kind: type[R], value: object) -> R | None:
+    return None if value == [] else as_record(kind, value)
+
+
+def as_statistics(value: object) -> Statistics:
+    return as_record(Statistics, value)
+
+
+def as_digest(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +159,8 @@ class _Cache:
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)  # by identity, as found
     added: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def key(self, function: str, arguments: Sequence[object]) -> _Key | None:
-        """None where a file isn't worth it, or isn't the one any more that the arguments tell of."""
+    def key(self, asked: Sequence[object]) -> _Key | None:
+        """None where a file isn't worth it, or isn't the one any more that was asked about."""
         from fgclip_doctor.sources.measure import Stored  # which has its results kept here
 
         files: dict[Path, _File] = {}
@@ -150,7 +174,7 @@ class _Cache:
             return [file.identity, *(getattr(argument, name) for name in PLACE)]
 
         try:
-            text = json.dumps([function, described(arguments)])
+            text = json.dumps(described(asked))
         except (_NotKept, Unreadable, OSError):
             return None
         return _Key(tuple(files.values()), hashlib.sha256(text.encode()).hexdigest()[:32]) if files else None
@@ -232,10 +256,9 @@ def _stamp(path: Path) -> tuple[int, ...]:
 @cache
 def _version() -> str:
     """What the results depend on, besides the file: the code, its numerical library and the processor's kind."""
-    here = Path(__file__)
-    code = [here.with_name(name).read_bytes() for name in (here.name, *MEASURING)]
-    kinds = f"{[(one.name, one.type) for one in fields(Statistics)]} {np.__version__} {os.uname().machine}"
-    return hashlib.sha256(b"".join([*code, kinds.encode()])).hexdigest()
+    code = b"".join((Path(__file__).parents[1] / name).read_bytes() for name in MEASURING)
+    where = f"{[one.name for one in fields(Statistics)]} {np.__version__} {os.uname().machine}"
+    return hashlib.sha256(code + where.encode()).hexdigest()
 
 
 def _identity(path: Path, stamp: tuple[int, ...]) -> str:

@@ -11,21 +11,22 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fgclip_doctor.run import MAX_VALUES_BYTES, Missing, Source, Statistics, Tensor
-from fgclip_doctor.sources.cache import as_digest, as_statistics, kept
+from fgclip_doctor.sources.cache import as_digest, as_record_or_none, as_statistics, kept, recalled
 from fgclip_doctor.sources.files import Unreadable, open_regular
 
+R = TypeVar("R")
 CHUNK_BYTES = 512 << 10
 CHUNK_ELEMENTS = 128 << 10
 ROW = 8 << 10  # elements of one BLAS dot product: few enough that OpenBLAS stays on this thread
@@ -111,6 +112,9 @@ class StoredTensor(Tensor):
             digest=partial(digest, stored),
             nbytes=stored.nbytes,
         )
+
+    def remembered(self, kind: type[R], what: Sequence[object], compute: Callable[[], R | None]) -> R | None:
+        return recalled([*what, self.stored], partial(as_record_or_none, kind), compute)
 
 
 @kept(as_statistics)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.parts import ADAPTER, ELDER, FLOATS, modality
-from fgclip_doctor.provenance import Randomness, drift, from_one, gains, origin, randomness
+from fgclip_doctor.provenance import Randomness, drift, from_one, gains, origin, randomness_of
 from fgclip_doctor.run import Tensor
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block
@@ -42,7 +42,7 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
     else:
         if run.base is None and not origin(run).pretrained:
             return
-    looked = ((tensor.name, randomness(tensor.values(), moved)) for tensor in _matrices(run))
+    looked = ((tensor.name, randomness_of(tensor, moved)) for tensor in _matrices(run))
     looks = {name: look for name, look in looked if look and not (look.independent and _feeds_zero(run, name))}
     if not looks:
         raise Missing("no matrix is large enough, or has moved so little, that its start can be told")
