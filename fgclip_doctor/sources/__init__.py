@@ -104,7 +104,7 @@ def _read_there(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
     try:
         logs.insert(0, tensorboard_events.read(path))
     except Unreadable as error:
-        found[0].problems.append(error)
+        found[0].problems.append(error.bare())
     if all(one.empty for one in [*found, *outer]) and not any(log.series or log.facts for log in logs):
         problems = [error for one in found for error in one.problems]
         raise (problems[0] if problems else Unreadable(path, "holds no checkpoint, weights, trainer state or log"))
@@ -120,7 +120,7 @@ def _read(path: Path) -> Found:
     try:
         return checkpoints.read_file(path)
     except Unreadable as error:
-        return Found(str(path), problems=[error])
+        return Found(str(path), problems=[error.bare()])
 
 
 def _read_base(path: Path) -> Checkpoint:

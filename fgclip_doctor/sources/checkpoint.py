@@ -148,7 +148,7 @@ def read_directory(directory: Path) -> Found:
             try:
                 read(found, directory / name)
             except Unreadable as error:
-                found.problems.append(error)
+                found.problems.append(error.bare())
             except OSError as error:  # a folder in it that may not be listed
                 found.problems.append(Unreadable(directory / name, reason(error)))
 
@@ -324,7 +324,7 @@ def _shards(found: Found, path: Path) -> None:
         try:
             tensors.update(_tensors(inside(path.parent, shard)))
         except Unreadable as error:
-            found.problems.append(error)
+            found.problems.append(error.bare())
     _keep(found, tensors)
 
 

@@ -116,7 +116,7 @@ def _attempt(saved: Saved, path: Path) -> Mapping[str, Any] | None:
         if not isinstance(content, Mapping):
             raise Unreadable(path, "is not one of DeepSpeed's files")
     except Unreadable as error:
-        saved.problems.append(error)
+        saved.problems.append(error.bare())
         return None
     return content
 

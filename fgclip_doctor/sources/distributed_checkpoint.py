@@ -57,7 +57,7 @@ def read(directory: Path) -> tuple[dict[str, Any], list[Unreadable]]:
             where = keys.get(name) if isinstance(keys, Mapping) else None
             _put(root, where if isinstance(where, tuple) and where else (str(name),), value, path)
         except Unreadable as error:
-            problems.setdefault(error.path, error)
+            problems.setdefault(error.path, error.bare())
     return {str(key): _listed(value) for key, value in root.items()}, list(problems.values())
 
 
@@ -92,7 +92,7 @@ def _stored(directory: Path, entries: object, problems: dict[str, Unreadable]) -
                     raise Unreadable(directory / METADATA, "has an entry without a place")
             found.setdefault(name, []).append(_Place(path, offset, length, corner))
         except Unreadable as error:
-            problems.setdefault(error.path, error)
+            problems.setdefault(error.path, error.bare())
             lost.add(name)
     return {name: at for name, at in found.items() if name not in lost}
 

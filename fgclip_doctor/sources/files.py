@@ -30,6 +30,11 @@ class Unreadable(Missing):
         self.why = inert(why)[:REASON_LIMIT]
         super().__init__(f"{inert(self.path)}: {self.why}")
 
+    def bare(self) -> Unreadable:
+        """Itself without its traceback, whose frames hold all that was read: for whoever keeps it."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
+
 
 @contextmanager
 def open_regular(path: str | os.PathLike[str]) -> Iterator[int]:
