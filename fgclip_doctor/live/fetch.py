@@ -1,0 +1,55 @@
+"""Values from the device, once they are there: nothing waits for them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+MAX_PENDING = 64  # bundles under way; a device that lags further behind loses the oldest
+
+
+class Fetcher:
+    """Takes tensors on a device and hands them out when their copy has arrived.
+
+    On the CPU that is at once. On a GPU the copy goes to pinned memory behind the kernels that compute the values, and
+    an event tells when it is there; asking the event doesn't synchronise.
+    """
+
+    def __init__(self) -> None:
+        self.pending: deque[tuple[Tensor, torch.cuda.Event, Callable[[Tensor], None]]] = deque()
+        self.lost = 0
+
+    def take(self, scalars: Sequence[Tensor], arrived: Callable[[list[float]], None]) -> None:
+        """`scalars`: 0-d tensors on one device. `arrived` is called with their values, now or in a later `poll`."""
+        if scalars:
+            exact = torch.float32 if scalars[0].device.type == "mps" else torch.float64
+            bundle = torch.stack([scalar.detach().to(exact) for scalar in scalars])  # (values,)
+            self.copy(bundle, lambda values: arrived(values.tolist()))
+
+    def copy(self, values: Tensor, arrived: Callable[[Tensor], None]) -> None:
+        """`arrived` is called with a copy of `values` on the host."""
+        if values.device.type != "cuda":
+            arrived(values.to("cpu", copy=True))
+            return
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self.pending.append((host, event, arrived))
+        if len(self.pending) > MAX_PENDING:
+            self.pending.popleft()
+            self.lost += 1
+
+    def poll(self, *, wait: bool = False) -> None:
+        """Hand out what has arrived, in order; `wait` is for the end of a run alone."""
+        while self.pending:
+            host, event, arrived = self.pending[0]
+            if not event.query():  # type: ignore[no-untyped-call]
+                if not wait:
+                    return
+                event.synchronize()
+            self.pending.popleft()
+            arrived(host)

@@ -1,0 +1,111 @@
+"""The recorder sees what a training does, and changes none of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fgclip_doctor.live.recorder import Recorder
+
+
+class Pair(nn.Module):
+    """Two towers of one layer, a head that no loss reaches, dropout, and a bank in a plain attribute's hands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye = nn.Sequential(nn.Linear(16, 32), nn.Dropout(0.1), nn.Linear(32, 8))
+        self.ear = nn.Linear(16, 8)
+        self.unused = nn.Linear(8, 8)
+        self.sharpness = nn.Parameter(torch.tensor(2.66))
+        self.register_buffer("memory", torch.randn(32, 8))
+        self.use_memory = False
+
+    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+        image_features = F.normalize(self.eye(images), dim=-1)  # (B, 8)
+        text_features = F.normalize(self.ear(texts), dim=-1)  # (B, 8)
+        logits = self.sharpness.exp() * image_features @ text_features.T  # (B, B)
+        labels = torch.arange(len(images))
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def train(directory: Path | None, *, steps: int = 30, accumulation: int = 2, compiled: bool = False) -> list[bytes]:
+    """Losses and final weights, as bytes."""
+    recorder = Recorder(directory) if directory else None
+    if recorder:
+        recorder.start()
+    torch.manual_seed(0)
+    model = Pair()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    called: Any = torch.compile(model, backend="eager") if compiled else model
+    seen: list[bytes] = []
+    try:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            for _ in range(accumulation):
+                images = torch.randn(4, 16)
+                loss = called(images, images + 0.1 * torch.randn(4, 16)) / accumulation
+                loss.backward()
+                seen.append(loss.detach().numpy().tobytes())
+            optimizer.step()
+            scheduler.step()
+    finally:
+        if recorder:
+            recorder.stop(0)
+    return [
+        *seen,
+        *(one.detach().numpy().tobytes() for one in model.parameters()),
+        torch.get_rng_state().numpy().tobytes(),
+    ]
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "rank-0.000.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_losses_weights_and_random_state_are_those_of_an_unwatched_run(tmp_path: Path, compiled: bool) -> None:
+    assert train(tmp_path, compiled=compiled) == train(None, compiled=compiled)
+
+
+def test_each_clock_is_counted_by_itself(tmp_path: Path) -> None:
+    train(tmp_path, steps=30, accumulation=2)
+    end = records(tmp_path)[-1]
+    assert end["kind"] == "end"
+    assert {clock: end[clock] for clock in ("forwards", "backwards", "steps", "scheduler_steps", "zero_grads")} == {
+        "forwards": 60,
+        "backwards": 60,
+        "steps": 30,
+        "scheduler_steps": 30,
+        "zero_grads": 30,
+    }
+
+
+def test_a_loss_is_seen_where_it_is_computed(tmp_path: Path) -> None:
+    train(tmp_path)
+    losses = [one for one in records(tmp_path) if one["kind"] == "loss"]
+    assert {one["name"].partition(" ")[0].partition(":")[0] for one in losses} == {"test_recorder.py"}
+    assert {(one["anchors"], one["candidates"], one["first"], one["last"]) for one in losses} == {(4.0, 4.0, 0.0, 0.0)}
+    assert {one["of"] for one in losses} == {"softmax"}
+
+
+def test_who_had_a_gradient_is_written_once(tmp_path: Path) -> None:
+    train(tmp_path)
+    reached = [name for one in records(tmp_path) if one["kind"] == "gradients" for name in one["reached"]]
+    assert sorted(reached) == sorted(set(reached))
+    assert {"eye.0.weight", "ear.bias", "sharpness"} <= set(reached)
+    assert not {"unused.weight", "unused.bias"} & set(reached)
+
+
+def test_what_was_patched_is_as_it_was_after_the_end(tmp_path: Path) -> None:
+    before = (torch.autograd.backward, torch._C._nn.cross_entropy_loss, torch.optim.Optimizer.__init__, torch.compile)
+    train(tmp_path, steps=2)
+    after = (torch.autograd.backward, torch._C._nn.cross_entropy_loss, torch.optim.Optimizer.__init__, torch.compile)
+    assert before == after
+    assert "__call__" not in Pair.__dict__
