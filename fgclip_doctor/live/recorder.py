@@ -663,7 +663,7 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, float]]:
                 found += 1
                 if found > SCALARS:
                     return
-                yield f"{_clean(name)}.{key}".strip("."), float(value)
+                yield f"{_clean(name)}.{key}".strip("."), value
 
 
 def _banks(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
