@@ -345,9 +345,7 @@ class _Rank:
 
     def _checkpoint(self, step: int, banks: Mapping[str, np.ndarray[Any, Any]]) -> Checkpoint:
         tensors: dict[str, Tensor] = {}
-        shapes = {
-            name: (shape, dtype) for name, (shape, dtype, *_) in (*self.parameters.items(), *self.buffers.items())
-        }
+        shapes = {name: (shape, dtype) for name, (shape, dtype, _, _) in self.parameters.items()} | self.buffers
         for name, (shape, dtype) in shapes.items():
             values = banks.get(name)
             if values is None and name in self.scalars and math.prod(shape) == 1:
