@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import ceil, exp, floor, log, sqrt
+from math import ceil, exp, floor, log, nan, sqrt
 from typing import TYPE_CHECKING
 
-from fgclip_doctor import theory
+from fgclip_doctor import dynamics, events, theory
 from fgclip_doctor.bank import Bank, memory_bank
 from fgclip_doctor.run import Missing, Run, Series
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HARD_CANDIDATES = 11  # FG-CLIP, arXiv 2505.05071: one caption and ten hard negatives of it
 SCALE_ROLE = {"global": "scale.global", "total": "scale.global", "region": "scale.region", "hard": "scale.hard"}
+ASSUMED_DIMENSION = 512  # of CLIP's base models, where nothing says it: the null level depends on it weakly
+BRANCH_WORDS = {"region": r"region|roi|box|fine_?-?grain|dense|local", "hard": r"hard|hneg"}  # in the names of scales
 BRANCHES = ("loss.global", "loss.region", "loss.hard", "scale.region", "scale.hard", "head.region", "head.text_long")
 
 
@@ -34,22 +36,45 @@ class Term:
     before: float | None  # the candidates before a bank joined them, where one may have
     since: int  # the step from which a log of the candidates gives this many; 0 without one
     counted: str  # how the candidates are known
-    scale: float
-    scale_source: str
+    scale: float | None  # exp(logit_scale); None where nothing tells it
+    scale_source: str  # or why it isn't known
     dimension: int
     accumulation: int  # forwards averaged in one logged value, at most
+    every: int = 1  # steps between two values
+    assumed: tuple[str, ...] = ()  # what nothing states, and is taken for 1: "world_size", "regions_per_sample"
+    sigmoid: bool = False
+    smoothing: float = 0.0  # of the targets
+
+    @property
+    def chance(self) -> float:
+        """The least loss without knowledge."""
+        return self.chance_at(self.candidates)
+
+    def chance_at(self, candidates: float) -> float:
+        return theory.sigmoid_chance(candidates) if self.sigmoid else theory.chance_level(candidates)
+
+    @property
+    def floor(self) -> float:
+        """The least loss that there can be: 0, but for label smoothing."""
+        return theory.smoothing_floor(self.candidates, self.smoothing) if self.smoothing else 0.0
 
     @cached_property
     def null(self) -> theory.Null:
-        """Level and noise of one forward for unit features that know nothing and are spread over all directions."""
+        """Level and noise of one forward for unit features that know nothing and are spread over all directions.
+
+        Raises `Missing` where the scale isn't known, and for a sigmoid loss, whose level depends on its bias.
+        """
         return self.null_at()
 
     def null_at(self, *, candidates: float | None = None, scale: float | None = None) -> theory.Null:
         """The null at other candidates or another scale; between two whole numbers of candidates, the mean of both."""
+        scale = self.scale if scale is None else scale
+        if scale is None or self.sigmoid:
+            raise Missing(self.scale_source if scale is None else f"the {self.name} loss is a sigmoid loss")
         return null_of(
             anchors=self.anchors,
             candidates=self.candidates if candidates is None else candidates,
-            scale=self.scale if scale is None else scale,
+            scale=scale,
             dimension=self.dimension,
         )
 
@@ -57,7 +82,7 @@ class Term:
         """The null of features in a narrow cone, whose cosines differ less (or, in few directions, more) than evenly
         spread ones' do: that of the scale, up to twice the term's, at which the level is `level`.
         """
-        low, high = 0.0, 2 * self.scale
+        low, high = 0.0, 2 * (self.scale or 0.0)
         if not self.null_at(scale=low).level <= level <= self.null_at(scale=high).level:
             return None
         for _ in range(20):
@@ -80,9 +105,6 @@ def null_of(*, anchors: float, candidates: float, scale: float, dimension: int) 
 
 def terms(run: Run) -> Iterator[Term | Missing]:
     """Every logged loss term that can be read, and for each that can't the reason."""
-    kind = run.facts.get("loss_kind")
-    if kind is not None and kind.value == "sigmoid":
-        raise Missing("the loss is a sigmoid loss, which has another chance level")
     logged = [name for name in ("global", "region", "hard", "total") if run.roles.get(f"loss.{name}") in run.series]
     if not logged:
         raise Missing("no loss was logged")
@@ -95,8 +117,8 @@ def terms(run: Run) -> Iterator[Term | Missing]:
             yield reason
 
 
-def counts(run: Run, name: str) -> tuple[float, float, str]:
-    """Anchors and candidates of a term, without the rows of a bank, and how they are known."""
+def counts(run: Run, name: str) -> tuple[float, float, str, tuple[str, ...]]:
+    """Anchors and candidates of a term without the rows of a bank, how they are known, and what had to be assumed."""
     if name == "total" and any(role in run.roles for role in BRANCHES):
         raise Missing("only the total of several loss terms was logged; log each term, with its candidates")
     batch = run.number("micro_batch", 0.0) * (run.number("regions_per_sample", 1.0) if name == "region" else 1.0)
@@ -105,18 +127,19 @@ def counts(run: Run, name: str) -> tuple[float, float, str]:
             stated = run.number(fact)
             bank = bank_rows(run, name)
             inside = stated - bank if stated > bank else stated  # what is stated counts the bank's rows too
-            return (min(batch, inside) if batch else inside), inside, str(run.facts[fact].source)
-    if name == "total" and not run.checkpoints:
-        raise Missing("it isn't known which terms the loss has; --fact candidates=N states its candidates")
+            return (min(batch, inside) if batch else inside), inside, str(run.facts[fact].source), ()
     if name == "hard":
         anchors = run.number("micro_batch") * run.number("regions_per_sample", 1.0)
-        return anchors, HARD_CANDIDATES, "one caption and ten hard negatives, as FG-CLIP has them"
-    anchors = run.number("micro_batch")
-    if name == "region":
-        anchors *= run.number("regions_per_sample")
-    ranks = run.number("world_size")
-    how = "micro_batch" + (" x regions_per_sample" if name == "region" else "") + (" x world_size" if ranks > 1 else "")
-    return anchors, anchors * ranks, how
+        return anchors, HARD_CANDIDATES, "one caption and ten hard negatives, as FG-CLIP has them", ()
+    factors = ["micro_batch", *(["regions_per_sample"] if name == "region" else []), "world_size"]
+    assumed = [one for one in factors[1:] if one not in run.facts]
+    if name == "total" and not run.checkpoints:
+        assumed.append("candidates")  # nothing says which terms the total has
+    run.number("micro_batch")
+    ranks = run.number("world_size", 1.0)
+    how = " x ".join(one for one in factors if one in run.facts and (one != "world_size" or ranks > 1))
+    how += f", {' and '.join(assumed)} not being known" if assumed else ""
+    return batch, batch * ranks, how, tuple(assumed)
 
 
 def bank_rows(run: Run, name: str) -> int:
@@ -146,27 +169,25 @@ def _bank_of(run: Run, name: str) -> Bank | None:
 def _term(run: Run, name: str) -> Term:
     series = run.loss(name)
     before, since = None, 0
-    log = _candidates_log(run, name)
+    assumed: tuple[str, ...] = ()
+    log = logged_candidates(run, name)
     if log is not None:
         before, candidates, since = _last_stretch(log)
         anchors = min(candidates, run.number("micro_batch", candidates) * run.number("regions_per_sample", 1.0))
         how = f"{candidates:g} as logged ({log.source})"
     else:
-        anchors, candidates, how = counts(run, name)
+        anchors, candidates, how, assumed = counts(run, name)
         rows = bank_rows(run, name)
         if rows:
-            before, candidates, how = (
-                candidates,
-                candidates + rows,
-                f"{how}: {candidates:g}, and {rows} rows of the bank",
-            )
+            before, candidates = candidates, candidates + rows
+            how = f"{how}: {before:g}, and {rows} rows of the bank"
     if anchors < 1 or candidates < 2:
         raise Missing(f"the {name} loss has fewer than two candidates")
-    scale, source = scale_of(run, name)
-    dimension = dimension_of(run)
+    scale, source, dimension = _scale_and_width(run, name)
     if dimension < 2:
         raise Missing(f"an embedding of width {dimension} has no null level")
     every = min((b - a for a, b in pairwise(sorted(set(series.steps.tolist())))), default=1)
+    kind = run.facts.get("loss_kind")
     return Term(
         name=name,
         series=series,
@@ -179,10 +200,26 @@ def _term(run: Run, name: str) -> Term:
         scale_source=source,
         dimension=dimension,
         accumulation=int(every * run.number("accumulation", 1.0) * run.number("world_size", 1.0)),
+        every=int(every),
+        assumed=assumed,
+        sigmoid=kind is not None and kind.value == "sigmoid",
+        smoothing=min(max(run.number("label_smoothing", 0.0), 0.0), 1.0),
     )
 
 
-def _candidates_log(run: Run, name: str) -> Series | None:
+def _scale_and_width(run: Run, name: str) -> tuple[float | None, str, int]:
+    """The scale of a term, where it was read, and the width; without a checkpoint both may be unknown."""
+    try:
+        scale: float | None
+        scale, source = scale_of(run, name)
+    except Missing as reason:
+        scale, source = None, str(reason)
+    if run.checkpoints or "dimension" in run.facts:
+        return scale, source, dimension_of(run)
+    return scale, f"{source}; width {ASSUMED_DIMENSION} assumed", ASSUMED_DIMENSION
+
+
+def logged_candidates(run: Run, name: str) -> Series | None:
     """The log of a term's candidates, where the training wrote one beside its loss."""
     named = [key for key in run.series if "candidates" in key.lower() and run.series[key].values.size]
     return next((run.series[key].standing for key in named if name in key.lower()), None)
@@ -214,12 +251,12 @@ def scale_of(run: Run, name: str) -> tuple[float, str]:
         return run.number("scale"), str(run.facts["scale"].source)
     role = SCALE_ROLE[name]
     tensor = run.role(role) if run.checkpoints and run.has_role(role) else None
-    named = re.compile(r"logit_?scale", re.IGNORECASE)
     logged = next((one for key, one in run.series.items() if tensor is not None and tensor.name in key), None)
-    if logged is None and name in ("global", "total"):
-        logged = next((one for key, one in run.series.items() if named.fullmatch(key.rpartition("/")[2])), None)
+    if logged is None:
+        logged = _logged_scale(run, name)
     if logged is not None and logged.values.size:
-        value, source = float(logged.values[-1]), str(logged.source)
+        logs = events.log_scale(logged.standing)[1]
+        value, source = (float(logs[-1]) if len(logs) else nan), str(logged.source)
     elif tensor is not None:
         value, source = tensor.item(), str(tensor.source)
     else:
@@ -227,6 +264,15 @@ def scale_of(run: Run, name: str) -> tuple[float, str]:
     if not -3.0 <= value <= 1000.0:
         raise Missing(f"{source} is no logit scale: {value:g}")
     return (exp(value) if value <= log(1000.0) else value), source
+
+
+def _logged_scale(run: Run, name: str) -> Series | None:
+    """The logged scale of a branch by the words in its name; of a run that logs a single one, that."""
+    logged = events.scales(run)
+    branch = BRANCH_WORDS.get(name)
+    own = [one for one in logged if branch and re.search(branch, one.name, re.IGNORECASE)]
+    plain = [one for one in logged if not any(re.search(words, one.name, re.I) for words in BRANCH_WORDS.values())]
+    return next(iter(own or plain or (logged if len(logged) == 1 else [])), None)
 
 
 def dimension_of(run: Run) -> int:
@@ -247,18 +293,25 @@ def dimension_of(run: Run) -> int:
         return int(run.number("dimension"))
 
 
-def settled(run: Run, series: Series, early: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def settled(run: Run, series: Series, early: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps and finite values of what was logged after `early` steps, the warmup and 5 % of the run."""
-    import numpy as np
-
-    start = max(early, run.number("warmup_steps", 0.0), 0.05 * run.number("max_steps", 0.0))
-    chosen = np.isfinite(series.values) & (series.steps > start)
-    return series.steps[chosen], series.values[chosen]
+    start = max(early, events.warmed_up(run), 0.05 * run.number("max_steps", 0.0))
+    steps, values = dynamics.finite(series.steps, series.values)
+    return steps[steps > start], values[steps > start]
 
 
 def falling(values: NDArray[np.float64]) -> bool:
-    """Whether the second half of a series lies significantly (3 errors) under its first half."""
+    """Whether a series falls significantly (3 errors): its second half under its first, or of few values the line."""
+    import numpy as np
+
     half = len(values) // 2
+    if half < 8:
+        if len(values) < 4:
+            return False
+        places = np.arange(len(values)) - (len(values) - 1) / 2
+        slope = float(places @ values / (places @ places))
+        rest = values - values.mean() - slope * places
+        return slope < -3 * sqrt(float(rest @ rest) / (len(values) - 2) / float(places @ places)) - 1e-12
     first, first_error = theory.mean_with_error(values[:half])
     last, last_error = theory.mean_with_error(values[half:])
     return first - last > 3 * sqrt(first_error**2 + last_error**2)

@@ -71,7 +71,7 @@ def chance_top1(candidates: float) -> float:
     return 1 / candidates
 
 
-def smoothing_floor(candidates: int, smoothing: float) -> float:
+def smoothing_floor(candidates: float, smoothing: float) -> float:
     """The least loss that label smoothing leaves reachable: the entropy of the smoothed target.
 
     The target gives every candidate ``smoothing / N`` and the positive the rest, as torch's `cross_entropy` does. The
@@ -148,6 +148,27 @@ def sigmoid_level(candidates: int, *, scale: float, bias: float, dimension: int 
     pairs = [(float(z), float(w)) for z, w in zip(logits, weights, strict=True)]
     positive = sum(w * _softplus(-(z + bias)) for z, w in pairs)
     return positive + (candidates - 1) * sum(w * _softplus(z + bias) for z, w in pairs)
+
+
+def sigmoid_chance(candidates: float) -> float:
+    """The least sigmoid loss per anchor, summed over its row, without knowledge: ``N H(1 / N)``, about ``ln N + 1``.
+
+    Every logit equal, at the log odds of a match (`sigmoid_best_bias`): 10 at init comes down to this with no learning.
+    """
+    if candidates < 2:
+        return 0.0
+    return log(candidates) + (candidates - 1) * log(candidates / (candidates - 1))
+
+
+def supervised_chance(batch: int, *, temperature: float, base_temperature: float = 0.07) -> float:
+    """The chance level of SupCon and of SimCLR as SupContrast has it: ``T / T_base * ln(2 N - 1)`` for N samples.
+
+    Each of the 2 N views is set against the others, 2 N - 1 of them, and however many of these are its positives, equal
+    logits give each ln(2 N - 1). The loss is then multiplied by ``temperature / base_temperature``, 0.1 / 0.07 as it is
+    run most often: 8.91 with 256 samples, 6.92 with 64 (HobbitLong/SupContrast#3 and #42), 5.56 with 25
+    (dewenzeng/positional_cl#5).
+    """
+    return temperature / base_temperature * log(2 * batch - 1)
 
 
 def sigmoid_best_bias(candidates: int) -> float:

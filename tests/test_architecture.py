@@ -21,8 +21,12 @@ ORDER = (
     "recorded",
     "run",
     "theory",
+    "dynamics",
+    "events",
     "bank",
     "terms",
+    "progress",
+    "chance",
     "parts",
     "provenance",
     "registry",
@@ -73,7 +77,7 @@ def test_imports_follow_the_one_way_through(file: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(PACK.rglob("*.py")), ids=lambda file: file.stem)
 def test_checks_import_only_what_the_package_offers_them(file: Path) -> None:
-    allowed = {"", "theory", "bank", "terms", "parts", "provenance", "run"}
+    allowed = {"", "theory", "dynamics", "events", "bank", "terms", "progress", "chance", "parts", "provenance", "run"}
     names = {name for name in imports(file) if name.startswith("fgclip_doctor.") or name == "fgclip_doctor"}
     public = {f"fgclip_doctor.{name}" for name in fgclip_doctor.__all__}
     assert all(part(name) in allowed for name in names - public), names

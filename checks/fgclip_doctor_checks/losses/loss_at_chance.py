@@ -4,72 +4,56 @@ from collections.abc import Iterator
 from math import log2, sqrt
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theory
-from fgclip_doctor.terms import Term, falling, logged_beside, settled, terms
+from fgclip_doctor.chance import Reading, read, supervised
+from fgclip_doctor.progress import bank_jump
+from fgclip_doctor.terms import Term, falling, logged_beside, terms
 
 CAUSES = ("FGD101", "FGD102", "FGD103", "FGD104", "FGD105", "FGD106", "FGD107", "FGD701", "FGD702", "FGD703")
 
 
 @check("FGD501", "loss-at-chance", Severity.ERROR)
 def loss_at_chance(
-    run: Run, *, bits: float = 0.25, early: int = 50, points: int = 10, span: int = 50
+    run: Run, *, bits: float = 0.25, early: int = 50, points: int = 10, span: int = 30
 ) -> Iterator[Finding]:
     """A contrastive loss term sits where features that know nothing of each other put it.
 
     Why: A loss means nothing without its candidates and its scale. Unaligned features never get under ln N. Spread
         evenly they sit at the null level, which at scale 100 is far over it; in a cone, as pretrained features are,
         between the two; with a sampling noise that goes with the level. Collapsed ones, all logits equal, sit at ln N
-        with hardly any.
-    Evidence: The mean of the last half of the log, after `early` steps, the warmup and 5 % of the run, with at least
-        `points` values over `span` steps. At chance is a term that isn't under ln N by two errors (which
-        autocorrelation widens, and which have to be under `bits`, or a tenth of log2 N, unless it is over by four),
-        that doesn't fall, and whose spread is that of unaligned features at that level, or none. A logged margin or
-        accuracy over chance acquits it.
+        with hardly any. Far over the null level, images know captions, but those of others. A sigmoid loss without
+        knowledge comes down to N H(1/N), about ln N + 1.
+    Evidence: A log. The mean of its last half, after `early` steps, the warmup and 5 % of the run, with at least
+        `points` values over `span` steps, or half as many where the null noise is known. At chance is a term that isn't
+        under ln N by two errors (which autocorrelation widens, and which have to be under `bits`, or a tenth of log2 N,
+        unless it is over by four), that doesn't fall, and whose spread is that of unaligned features at that level, or
+        none. A logged margin or accuracy over chance acquits it. Where the number of ranks isn't known, only a loss
+        that has stood still at ln N, or a bank's jump that confirms the candidates, counts.
     Benign: The start of a run. A value that only meets ln N of some other count: where gathered or bank candidates are
-        possible, the most that there may be are taken. Totals of several terms, sigmoid losses, weighted terms; label
-        smoothing, under which confident pairs cost more than ln N at a high scale.
-    Fix: Unaligned: look for weights that never loaded, gradients that never arrive, pairs that don't match. Collapsed:
-        a learning rate too high, a scale near 0, a target that doesn't point at the positive.
+        possible, the most that there may be are taken. Totals of several terms, weighted terms; label smoothing at a
+        scale at which confident pairs may cost more than ln N.
+    Fix: Unaligned: look for weights that never loaded, gradients that never arrive. Opposed: pair images and captions
+        anew, and look for a shuffle or a sort of one side alone. Collapsed: a learning rate too high, a scale near 0, a
+        target that doesn't point at the positive. More accumulation or a higher scale cure none of them.
     Sources: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding" (log N);
-        mlfoundations/open_clip#17 (constantly at 4.8, which is ln 128); fgclip_doctor.theory derives the null level.
+        mlfoundations/open_clip#17 (constantly at 4.8, which is ln 128); HobbitLong/SupContrast#42 (6.920 with 64
+        samples, ln 127 / 0.7); fgclip_doctor.theory derives the levels.
     """
-    if run.number("label_smoothing", 0.0) > 0:
-        raise Missing("with label smoothing, a loss over ln N may be that of well-separated pairs")
     reasons: list[str] = []
     judged = 0
     for term in terms(run):
         if isinstance(term, Missing):
             reasons.append(str(term))
             continue
-        steps, values = settled(run, term.series, max(early, term.since))
-        half = len(steps) // 2
-        if len(steps) - half < points or steps[-1] - steps[half] < span:
-            reasons.append(f"the {term.name} loss has too few values after the start")
-            continue
-        mean, error = theory.mean_with_error(values[half:])
-        over = mean - 4 * error >= theory.chance_level(term.candidates)  # clearly, however noisy it is
-        if not over and 2 * error > min(bits, 0.1 * log2(term.candidates)) * theory.LN2:
-            reasons.append(f"the {term.name} loss is too noisy to tell ({mean:.3f} +- {error:.3f})")
+        try:
+            reading = read(run, term, bits=bits, early=early, points=points, span=span)
+        except Missing as reason:
+            reasons.append(str(reason))
             continue
         judged += 1
-        spread = float(values[half:].std())
-        state = _state(term, mean, error, spread)
-        if state and not falling(values) and not _acquitted(run, term, int(steps[half])):
-            yield _finding(term, state, mean, error, spread, f"steps {steps[half]} to {steps[-1]}")
+        if reading.state and not falling(reading.values) and not _acquitted(run, term, int(reading.steps[0])):
+            yield _finding(term, reading)
     if not judged:
         raise Missing("; ".join(dict.fromkeys(reasons)))
-
-
-def _state(term: Term, mean: float, error: float, spread: float) -> str:
-    """Which way the term is at chance; empty if it isn't."""
-    chance = theory.chance_level(term.candidates)
-    quiet = min(0.05, 0.25 * term.null.noise / sqrt(term.accumulation))  # collapsed features have no sampling noise
-    if abs(mean - chance) <= 0.02 + 2 * error and spread <= quiet:
-        return "collapsed"
-    null = term.null_with_level(mean) if mean + 2 * error >= chance else None
-    if null is None:
-        return ""
-    varying = 1 / sqrt(term.candidates) if term.name == "region" else 0.0  # of ln N, as the regions per image vary
-    return "unaligned" if null.noise / sqrt(term.accumulation) / 3 <= spread <= 2 * null.noise + varying else ""
 
 
 def _acquitted(run: Run, term: Term, since: int) -> bool:
@@ -85,33 +69,75 @@ def _acquitted(run: Run, term: Term, since: int) -> bool:
     return False
 
 
-def _finding(term: Term, state: str, mean: float, error: float, spread: float, steps: str) -> Finding:
-    chance = theory.chance_level(term.candidates)
+def _finding(term: Term, reading: Reading) -> Finding:
+    views = supervised(term, reading) if term.assumed else None
+    chance = views[1] if views else term.chance
+    mean, error, spread = reading.mean, reading.error, reading.spread
     bits = theory.learnt_bits(mean, null_level=chance, candidates=term.candidates)
+    name = f"ln {term.candidates:.4g}" if not term.sigmoid else f"N H(1/N) for N = {term.candidates:.4g}"
+    if views:
+        name = f"{views[0]:.3g} / 0.07 times ln {2 * term.candidates - 1:.4g}, chance for 2 N - 1 views,"
+    null = term.null if term.scale is not None and not term.sigmoid and not views else None
     means = {
-        "unaligned": f"features that know nothing of each other give {chance:.2f} to {term.null.level:.2f}",
-        "collapsed": f"ln {term.candidates:.4g} is {chance:.2f}, with no sampling noise, so all logits are equal",
+        "unaligned": f"features that know nothing of each other give {chance:.2f}"
+        + (f" to {null.level:.2f}" if null else ""),
+        "collapsed": f"{name} is {chance:.2f}, with no sampling noise, so all logits are equal",
+        "opposed": "features that know nothing of each other give "
+        f"{null.level if null else chance:.2f}, so images are drawn to the captions of others",
     }
     source = str(term.series.source)
-    how = f"{term.counted}; scale {term.scale:.4g} ({term.scale_source}); width {term.dimension}"
-    noise = term.null.noise
-    return Finding(
-        message=f"The {term.name} loss is at chance ({state}): {mean:.2f} over {steps}, where {means[state]}. Usable: "
-        f"{bits:.2f} +- {2 * error / theory.LN2:.2f} of {log2(term.candidates):.1f} bits.",
-        where=term.series.name,
-        evidence=(
-            Evidence(
-                name="mean loss", value=mean, expected=f"under {chance:.3f}", why=f"+- {error:.2g}", source=source
-            ),
-            Evidence(name="null level", value=term.null.level, why=f"of evenly spread features: {how}", source=source),
-            Evidence(name="ln N", value=chance, why="every logit equal; the least without knowledge", source=source),
+    steps = f"steps {reading.steps[0]} to {reading.steps[-1]}"
+    how = f"{term.counted}; scale {term.scale or 0:.4g} ({term.scale_source}); width {term.dimension}"
+    before = _before(term, source)
+    evidence = [
+        Evidence(name="mean loss", value=mean, expected=f"under {chance:.3f}", why=f"+- {error:.2g}", source=source),
+        Evidence(name="ln N", value=chance, why=f"the least without knowledge: {name} ({term.counted})", source=source),
+        *before,
+    ]
+    if null is not None:
+        why = f"of evenly spread features: {how}"
+        evidence.insert(1, Evidence(name="null level", value=null.level, why=why, source=source))
+        evidence.append(
             Evidence(
                 name="spread of the logged values",
                 value=spread,
-                expected=f"{noise / sqrt(term.accumulation):.3f} to {noise:.3f} at the null level",
+                expected=f"{null.noise / sqrt(term.accumulation):.3f} to {null.noise:.3f} at the null level",
                 why=f"null noise of {term.anchors:.3g} anchors, over up to {term.accumulation} forwards a value",
                 source=source,
-            ),
-        ),
-        explained_by=CAUSES,
+            )
+        )
+    throughout = ", as it was before its bank came on," if before else ""
+    return Finding(
+        message=f"The {term.name} loss is at chance{throughout} ({reading.state}): {mean:.2f} over {steps}, where "
+        f"{means[reading.state]}. Usable: {max(bits, 0.0):.2f} +- {2 * error / theory.LN2:.2f} of "
+        f"{log2(term.candidates):.1f} bits.",
+        where=term.series.name,
+        evidence=tuple(evidence),
+        explained_by=(*CAUSES, "FGD404") if reading.state == "opposed" else CAUSES,
     )
+
+
+def _before(term: Term, source: str) -> list[Evidence]:
+    """That a term was at chance before its bank came on too, by the same yardstick, if it was."""
+    import numpy as np
+
+    jump = bank_jump(term, agreement=0.2)
+    if jump is None or term.before is None or term.scale is None:
+        return []
+    log = term.series
+    there = log.values[(log.steps < jump[0].index) & np.isfinite(log.values)]
+    there = there[len(there) // 2 :]
+    null = term.null_at(candidates=term.before)
+    error = max(float(there.std()), null.noise / sqrt(term.accumulation)) / sqrt(len(there))
+    if not term.chance_at(term.before) - 2 * error <= there.mean() <= null.level + 3 * error:
+        return []
+    return [
+        Evidence(
+            name="mean loss before the bank",
+            value=float(there.mean()),
+            expected=f"under {term.chance_at(term.before):.3f}",
+            why=f"+- {error:.2g}; with {term.before:.4g} candidates unaligned features give {null.level:.3f}",
+            source=source,
+            step=jump[0].index,
+        )
+    ]

@@ -16,7 +16,7 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
     Why: one NaN in a gradient makes every weight NaN with the next update, and nothing raises. transformers' Trainer
         puts the running mean for a NaN loss by default (logging_nan_inf_filter), so its log goes on with 0.0.
     Evidence: weights with NaN or infinite values; a loss that is not finite in its last `tail` records; a loss of
-        exactly 0.0 beside a gradient norm that is not finite in as many.
+        exactly 0.0 beside a gradient norm that is not finite in as many, or in all that there are.
     Benign: infinities in attention masks; single records without a value, of a term that a batch had nothing for; a
         gradient norm that overflows while a GradScaler finds its scale; a true 0.0, whose gradient norm is finite.
     Fix: go back to the last sound checkpoint, set logging_nan_inf_filter=False, stop the run on a loss that is not
@@ -49,14 +49,16 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
     norms = run.series.get("grad_norm")
     for role, name in run.roles.items():
         series = run.series.get(name) if role.startswith("loss.") else None
-        if series is None or series.values.size < tail:
+        if series is None or not series.values.size:
             continue
         last = series.values[-tail:]
-        hidden = bool((last == 0).all()) and norms is not None and _not_finite_at(norms, series, tail)
+        hidden = bool((last == 0).all()) and norms is not None and _not_finite_at(norms, series, len(last))
+        if not hidden and len(last) < tail:
+            continue
         if hidden or not np.isfinite(last).any():
-            shown = "is logged as 0.0 beside a gradient norm that" if hidden else "of the last records"
+            shown = "is logged as 0.0 beside a gradient norm that is not finite" if hidden else "is not finite"
             yield Finding(
-                message=f"{name} {shown} is not finite, {tail} records in a row up to step {series.steps[-1]}.",
+                message=f"{name} {shown} in the last {len(last)} of its records, up to step {series.steps[-1]}.",
                 where=name,
                 evidence=(
                     Evidence(

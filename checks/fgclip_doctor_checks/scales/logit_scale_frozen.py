@@ -1,9 +1,10 @@
 """FGD303."""
 
 from collections.abc import Iterator
-from math import log
+from math import exp, inf, log
 
-from fgclip_doctor import Evidence, Finding, Run, Severity, check
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
+from fgclip_doctor.events import learning_rate, log_scale, scales
 from fgclip_doctor.parts import branch_runs, named, without_gradient
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space
 from fgclip_doctor.run import Scale
@@ -15,13 +16,18 @@ def logit_scale_frozen(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
 
     Why: the temperature is learnt in CLIP; one that is stuck at a wrong value keeps every loss that uses it wrong.
     Evidence: half an ulp of the stored value against the largest step of the learning rate, with Adam's state in 16
-    bits too; the optimizer's groups; its state.
+    bits too; the optimizer's groups; its state. From a log alone, or a stated scale: a value that never changes, lies
+    on bfloat16's grid to the last decimal place, and that the learning rate can't move on it.
     Benign: a scale at its cap, where it rests anyway; a 16-bit export of 32-bit masters, whose state is in 32 bits; a
-    model whose heads aren't trained either; the scale of a branch that does not run.
+    model whose heads aren't trained either; the scale of a branch that does not run; a logged value of few decimal
+    places, which may be on the grid by chance or be fixed on purpose.
     Fix: keep scales in float32, in a group of the optimizer with a learning rate over zero (1e-4 and more is usual),
     and without weight decay. If the temperature is fixed on purpose, ignore this rule.
     Sources: Radford et al. 2021, section 2.5 (a learnt temperature); Micikevicius et al. 2018, section 3.1 (rounding).
     """
+    if not run.checkpoints:
+        yield from _by_log(run, cap)
+        return
     for scale in run.scales():
         if in_log_space(scale) and scale.last >= cap - 0.02:
             continue
@@ -66,3 +72,42 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
         name="largest step", value=step, expected=f"over {least:.4g}", why=why, source=str(tensor.source)
     )
     return f"its steps of at most {step:.2g} are under half an ulp of {tensor.dtype} ({least:.2g})", evidence, "FGD106"
+
+
+def _by_log(run: Run, cap: float) -> Iterator[Finding]:
+    """The scales that a log, or else the user, gives to more decimal places than anybody types."""
+    rates = learning_rate(run)
+    rate = run.number("learning_rate", float(rates.values.max()) if rates is not None else inf)
+    logged = [(one.name, *log_scale(one), one.resolution, str(one.source)) for one in scales(run)]
+    stated = run.number("scale", 0.0)
+    known = [(name, float(v[-1]), int(s[-1] - s[0]), r, at) for name, s, v, r, at in logged if dynamics.constant(v, r)]
+    if stated > 0 and not logged:
+        known = [("scale", log(stated), 0, 5e-6, str(run.facts["scale"].source))]
+    if not known and not logged:
+        raise Missing("no logit scale was found, in weights or in a log")
+    if rate == inf:
+        raise Missing("the learning rate is not known; --fact learning_rate=VALUE states it")
+    for name, value, span, resolution, source in known:
+        least = half_ulp(value, "bfloat16")
+        printed = max(resolution or 1e-6, 1e-6)
+        on_grid = round(value / (2 * least)) * 2 * least
+        if value >= cap - 0.02 or printed > 1e-4 or abs(value - on_grid) > printed or 3.2 * rate >= least:
+            continue
+        if abs(on_grid - round(on_grid, 3)) < 1e-9 or (name != "scale" and span < 20):
+            continue  # as many decimal places as one types, or hardly looked at
+        stood = f" has stood at {value:.6g} for {span} steps, which" if span else f" of {exp(value):.6g}"
+        yield Finding(
+            message=f"{name}{stood} is exactly a bfloat16 ({on_grid:.7g}): it is stored so, and can't move, for "
+            f"steps of at most {3.2 * rate:.2g} are under half an ulp ({least:.2g}), unless 32-bit masters are kept.",
+            where=name,
+            evidence=(
+                Evidence(
+                    name="largest step",
+                    value=3.2 * rate,
+                    expected=f"over {least:.4g}",
+                    why=f"Adam's bound at a learning rate of {rate:g}; half an ulp of bfloat16 at {on_grid:.6g}",
+                    source=source,
+                ),
+            ),
+            explained_by=("FGD106",),
+        )

@@ -76,7 +76,7 @@ def test_quiet_on_what_the_bank_does_not_explain(values: NDArray[np.float64]) ->
     ("values", "full", "reason"),
     [
         (curve((1.5, 50), (5.05, 100)), False, "changed the candidates"),  # the bank was never written
-        (curve((1.5, 7), (5.05, 7)), True, "too few"),
+        (curve((1.5, 2), (5.05, 3)), True, "too few"),
     ],
 )
 def test_skipped_without_evidence(values: NDArray[np.float64], full: bool, reason: str) -> None:

@@ -1,0 +1,98 @@
+"""Whether a loss term is at chance, and in which way: told by its level, its noise and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf, log2, sqrt
+from typing import TYPE_CHECKING
+
+from fgclip_doctor import theory
+from fgclip_doctor.progress import bank_jump
+from fgclip_doctor.run import Missing, Run
+from fgclip_doctor.terms import Term, falling, settled
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SUPERVISED = (0.1, 0.5)  # temperatures that SupContrast is run with, whose loss is multiplied by T / 0.07
+FEWEST = 4  # values, where the noise of unaligned features is known
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The mean of the last values of a term, and what they say."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    mean: float
+    error: float
+    spread: float
+    state: str = ""  # "unaligned", "collapsed" or "opposed"; empty where it isn't at chance
+
+
+def read(run: Run, term: Term, *, bits: float, early: int, points: int, span: int) -> Reading:
+    """What the last values of a term say; `Missing` where they can't tell."""
+    jump = bank_jump(term, agreement=0.2)
+    if term.smoothing * (term.scale or inf) > 0.9 * term.chance:
+        raise Missing("with label smoothing at this scale, a loss over ln N may be that of well-separated pairs")
+    steps, values = settled(run, term.series, max(early, term.since, jump[0].index - 1 if jump else 0))
+    if len(steps) >= 2 * points - 1:
+        steps, values = steps[len(steps) // 2 :], values[len(steps) // 2 :]
+    known = term.scale is not None and not term.sigmoid
+    if len(steps) < (FEWEST if known else points) or steps[-1] - steps[0] < span:
+        raise Missing(f"the {term.name} loss has too few values after the start")
+    mean, error = theory.mean_with_error(values)
+    if len(values) < points and known:
+        mean, error = float(values.mean()), max(float(values.std(ddof=1)), term.null.noise) / sqrt(len(values))
+    reading = Reading(steps, values, mean, error, float(values.std()))
+    over = mean - 4 * error >= term.chance  # clearly, however noisy it is
+    if not over and 2 * error > max(bits, 0.1 * log2(term.candidates)) * theory.LN2:
+        raise Missing(f"the {term.name} loss is too noisy to tell ({mean:.3f} +- {error:.3f})")
+    state = _state(term, reading)
+    if term.assumed and jump is None and not (state == "collapsed" and _still(term, reading)):
+        if supervised(term, reading) is None:
+            raise Missing(f"the candidates of the {term.name} loss aren't certain without {', '.join(term.assumed)}")
+        state = "collapsed"
+    if not state and term.scale is None and mean + 2 * error >= term.chance:
+        raise Missing(term.scale_source)
+    return replace(reading, state=state)
+
+
+def _state(term: Term, reading: Reading) -> str:
+    """Which way the term is at chance; empty if it isn't."""
+    mean, error, spread = reading.mean, reading.error, reading.spread
+    known = term.scale is not None and not term.sigmoid
+    quiet = min(0.05, 0.25 * term.null.noise / sqrt(term.accumulation)) if known else 0.05
+    if abs(mean - term.chance) <= 0.02 + 2 * error and spread <= quiet:  # collapsed features have no sampling noise
+        return "collapsed"
+    if term.sigmoid:
+        return "unaligned" if abs(mean - term.chance) <= 0.05 * term.chance + 2 * error else ""
+    if not known or mean + 2 * error < term.chance:
+        return ""
+    null = term.null_with_level(mean)
+    if null is None:
+        opposed = mean - 4 * error > 2 * term.null.level and not falling(term.series.values)
+        return "opposed" if opposed else ""
+    varying = 1 / sqrt(term.candidates) if term.name == "region" else 0.0  # of ln N, as the regions per image vary
+    return "unaligned" if null.noise / sqrt(term.accumulation) / 3 <= spread <= 2 * null.noise + varying else ""
+
+
+def _still(term: Term, reading: Reading) -> bool:
+    """Whether the loss has stood where it is since the start: one that came down from far above has learnt."""
+    import numpy as np
+
+    values = term.series.values[np.isfinite(term.series.values)]
+    start = float(np.median(values[: max(3, len(values) // 20)]))
+    return reading.spread <= 0.05 and start - reading.mean <= 0.75
+
+
+def supervised(term: Term, reading: Reading) -> tuple[float, float] | None:
+    """Temperature and level of a loss over 2 N - 1 views that stands exactly at its chance level; None elsewhere."""
+    if term.name != "total" or reading.spread > 0.02 or not _still(term, reading):
+        return None
+    for temperature in (1 / term.scale,) if term.scale else SUPERVISED:
+        level = theory.supervised_chance(round(term.candidates), temperature=temperature)
+        if abs(reading.mean - level) <= 0.003 * level:
+            return temperature, level
+    return None
