@@ -16,6 +16,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,8 @@ class Recorder:
             self._take(owners[0], optimizers[-1])
 
     def _take(self, model: nn.Module, optimizer: Optimizer) -> None:
+        while isinstance(inside := getattr(optimizer, "optimizer", None), Optimizer):  # accelerate wraps it
+            optimizer = inside
         self.subject = Subject.of(model, optimizer)
         for module in (self.subject.inner, model):
             self._hook_class(type(module))
@@ -584,6 +587,19 @@ class Recorder:
 
 
 # --- what is read off torch's objects -------------------------------------------------------------------------------
+
+
+@contextmanager
+def watching(model: nn.Module, optimizer: Optimizer, directory: str | Path) -> Iterator[Recorder]:
+    """Record what is trained inside the block: ``with fgclip_doctor.watching(model, optimizer, "runs/exp7"):``."""
+    recorder = Recorder(Path(directory))
+    recorder.start(model, optimizer)
+    code: int | None = 1
+    try:
+        yield recorder
+        code = 0
+    finally:
+        recorder.stop(code)
 
 
 def _owners(optimizer: Optimizer) -> list[nn.Module]:
