@@ -247,16 +247,16 @@ FORMATS = {1: "<f", 2: "<d", 3: "<i", 4: "<B", 5: "<h", 6: "<b", 9: "<q", 17: "<
 STRING = 7
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(number, wire type, start, end) of each field of the message in data[start:end]. Raises `MalformedError`."""
     while start < end:
-        key, start = _varint(data, start, end)
+        key, start = varint(data, start, end)
         wire = key & 7
         if wire == 2:
-            length, start = _varint(data, start, end)
+            length, start = varint(data, start, end)
             stop = start + length
         elif wire == 0:
-            stop = _varint(data, start, end)[1]
+            stop = varint(data, start, end)[1]
         elif wire in (1, 5):
             stop = start + (8 if wire == 1 else 4)
         else:
@@ -267,7 +267,9 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
         start = stop
 
 
-def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+def varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+    if start < end and data[start] < 0x80:  # nearly all are of one byte
+        return data[start], start + 1
     value = 0
     for place in range(start, min(end, start + 10)):
         value |= (data[place] & 0x7F) << 7 * (place - start)
@@ -276,20 +278,20 @@ def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
     raise MalformedError("a varint has no end")
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def parse(data: bytes) -> Message:
     """The message of one record, unknown fields passed over. Raises `MalformedError`."""
     message = Message()
-    for number, wire, start, end in _fields(data, 0, len(data)):
+    for number, wire, start, end in fields(data, 0, len(data)):
         if (number, wire) == (1, 1):
             message.wall, message.wall_at = struct.unpack_from("<d", data, start)[0], start
         elif (number, wire) == (2, 0):
-            message.step, message.step_at = _signed(_varint(data, start, end)[0]), (start, end)
+            message.step, message.step_at = signed(varint(data, start, end)[0]), (start, end)
         elif (number, wire) == (5, 2):
-            for inner, kind, begin, stop in _fields(data, start, end):
+            for inner, kind, begin, stop in fields(data, start, end):
                 if (inner, kind) == (1, 2):
                     _value(message, data, begin, stop)
     return message
@@ -298,7 +300,7 @@ def parse(data: bytes) -> Message:
 def _value(message: Message, data: bytes, start: int, end: int) -> None:
     """One `Summary.Value`: of its kinds of values, the last one counts."""
     tag, content, simple, plugin = (start, start), (0, 0), False, (b"", b"")
-    for number, wire, begin, stop in _fields(data, start, end):
+    for number, wire, begin, stop in fields(data, start, end):
         if (number, wire) == (1, 2):
             tag = (begin, stop)
         elif (number, wire) == (2, 5) or (number, wire) == (8, 2):
@@ -324,9 +326,9 @@ def _plugin(data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
     """The name of the plugin in a `SummaryMetadata`, and what it keeps there."""
     found = {
         inner: data[begin:stop]
-        for number, wire, outer, outer_end in _fields(data, start, end)
+        for number, wire, outer, outer_end in fields(data, start, end)
         if (number, wire) == (1, 2)
-        for inner, kind, begin, stop in _fields(data, outer, outer_end)
+        for inner, kind, begin, stop in fields(data, outer, outer_end)
         if kind == 2
     }
     return found.get(1, b""), found.get(2, b"")
@@ -335,10 +337,10 @@ def _plugin(data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
 def _tensor_scalar(name: str, tag: tuple[int, int], data: bytes, start: int, end: int) -> Iterator[Scalar]:
     """The value of a `TensorProto` without dimensions, in any of the fields that may hold it."""
     dtype, found = 0, None
-    for number, wire, begin, stop in _fields(data, start, end):
+    for number, wire, begin, stop in fields(data, start, end):
         if (number, wire) == (1, 0):
-            dtype = _varint(data, begin, stop)[0]
-        elif (number, wire) == (2, 2) and any(inner == 2 for inner, *_ in _fields(data, begin, stop)):
+            dtype = varint(data, begin, stop)[0]
+        elif (number, wire) == (2, 2) and any(inner == 2 for inner, *_ in fields(data, begin, stop)):
             return  # it has dimensions
         elif number in (4, 5, 6, 7, 10) and stop > begin:
             found = number, wire, begin, stop
@@ -346,9 +348,9 @@ def _tensor_scalar(name: str, tag: tuple[int, int], data: bytes, start: int, end
         return
     number, wire, begin, stop = found
     if number in (7, 10):
-        integer, after = _varint(data, begin, stop)
+        integer, after = varint(data, begin, stop)
         if dtype in FORMATS and after == stop:
-            yield Scalar(name, float(_signed(integer)), tag, None)
+            yield Scalar(name, float(signed(integer)), tag, None)
         return
     code = {4: FORMATS.get(dtype), 5: "<f" if dtype == 1 else None, 6: "<d" if dtype == 2 else None}[number]
     if code is not None and struct.calcsize(code) == stop - begin and (number != 4 or wire == 2):
@@ -356,29 +358,29 @@ def _tensor_scalar(name: str, tag: tuple[int, int], data: bytes, start: int, end
 
 
 def _strings(data: bytes, start: int, end: int) -> Iterator[str]:
-    for number, wire, begin, stop in _fields(data, start, end):
+    for number, wire, begin, stop in fields(data, start, end):
         if (number, wire) == (8, 2) and stop - begin <= MAX_TEXT:
             yield data[begin:stop].decode("utf-8", "replace")
 
 
 def _settings(data: bytes) -> Iterator[dict[str, Any]]:
     """What `HParamsPluginData.session_start_info` maps names to; whole numbers are kept there as floats too."""
-    for number, wire, start, end in _fields(data, 0, len(data)):
+    for number, wire, start, end in fields(data, 0, len(data)):
         if (number, wire) != (3, 2):
             continue
         found: dict[str, Any] = {}
-        for inner, kind, begin, stop in _fields(data, start, end):
+        for inner, kind, begin, stop in fields(data, start, end):
             if (inner, kind) == (1, 2):  # an entry of the map: 1 is the key, 2 a google.protobuf.Value
-                entry = {one: (first, last) for one, two, first, last in _fields(data, begin, stop) if two == 2}
+                entry = {one: (first, last) for one, two, first, last in fields(data, begin, stop) if two == 2}
                 name = data[slice(*entry.get(1, (0, 0)))].decode("utf-8", "replace")
-                for one, two, first, last in _fields(data, *entry.get(2, (0, 0))):
+                for one, two, first, last in fields(data, *entry.get(2, (0, 0))):
                     if (one, two) == (2, 1):
                         value = struct.unpack_from("<d", data, first)[0]
                         found[name] = int(value) if value.is_integer() else value
                     elif (one, two) == (3, 2):
                         found[name] = data[first:last].decode("utf-8", "replace")
                     elif (one, two) == (4, 0):
-                        found[name] = bool(_varint(data, first, last)[0])
+                        found[name] = bool(varint(data, first, last)[0])
         yield found
 
 

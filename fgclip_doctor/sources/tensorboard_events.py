@@ -24,6 +24,7 @@ from fgclip_doctor.sources import trainer
 from fgclip_doctor.sources.event_records import MARGIN, Columns, decode, frame, is_record, ordered
 from fgclip_doctor.sources.facts import typed
 from fgclip_doctor.sources.files import Unreadable, inside, open_regular, read_at
+from fgclip_doctor.sources.several import each_apart
 
 NAME = "tfevents"  # stands in the name of every event file, whoever wrote it
 BLOCK = 3 << 20  # bytes decoded at a time: usually less than 1 << 16 records, so that sorting them is fast
@@ -36,6 +37,10 @@ MAX_DEPTH = 6  # directories
 MAX_ENTRIES = 100_000  # looked at to find event files
 MAX_FILES = 2_000
 SETTINGS = re.compile(r"arg|conf|cfg|hyper|hparam|param|setting|option|flag", re.IGNORECASE)  # tags of such texts
+OF_ONE_RUN = re.compile(  # directories so called are parts of one run
+    r"train(?:ing)?|val(?:id|idation)?|eval(?:uation)?|test|(?:rank|worker|process|node|host|gpu)[-_]?\d+",
+    re.IGNORECASE,
+)
 PAIR = re.compile(r"""(?<![\w.])([A-Za-z_][\w.-]{0,79})['"]?\s*[:=|]\s*('[^'\n]*'|"[^"\n]*"|[^\s,|(){}\[\]]+)""")
 
 
@@ -236,12 +241,7 @@ class EventFile:
     def facts(self) -> Iterator[Fact]:
         """What the texts and the hyperparameters in the file say of the configuration."""
         for tag, text in self.texts.items():
-            stated = settings_in(text)
-            read = trainer.config_facts if "model_type" in stated else trainer.facts
-            told = {fact.name: fact for fact in read(stated, f"{self.path}: {tag}")}
-            if "max_steps" in told:  # it overrides the epochs, whose default stays in the arguments
-                told.pop("num_epochs", None)
-            yield from told.values()
+            yield from trainer.arguments(settings_in(text), f"{self.path}: {tag}")
         yield from trainer.facts(self.settings, f"{self.path}: hparams")
 
 
@@ -289,6 +289,8 @@ class EventLog:
                 run.facts.setdefault(fact.name, fact)
         for part, tag, name in _named(parts, self.path):
             run.series[name] = part.series(tag, name)
+        if len(parts) > 1 and (runs := _side_by_side(parts, self.path)):
+            run.problems.append(str(each_apart(self.path, runs)))
         run.events = [event for part in parts for event in part.events]
         return run
 
@@ -392,3 +394,16 @@ def _named(parts: Iterable[_Part], root: Path) -> Iterator[tuple[_Part, str, str
                 yield part, tag, f"{tag}/{within[len(tag) + 1 :]}"
             else:
                 yield part, tag, f"{within}/{tag}"
+
+
+def _side_by_side(parts: Iterable[_Part], root: Path) -> list[str]:
+    """The directories that log the same losses and aren't parts of one run, if there are several."""
+    holders: dict[str, set[str]] = {}
+    for part in parts:
+        within = part.folder.relative_to(root)
+        of_one = any(OF_ONE_RUN.fullmatch(name) for name in within.parts)
+        for tag in part.known if not of_one else ():
+            if "loss" in tag.lower() and not part.folder.name.startswith(f"{tag.replace('/', '_')}_"):
+                holders.setdefault(tag, set()).add(within.as_posix())
+    most = max(holders.values(), key=len, default=set())
+    return sorted(most) if len(most) > 1 else []

@@ -90,6 +90,14 @@ def config_facts(config: Mapping[str, Any], path: str) -> Iterator[Fact]:
         yield Fact("loss_kind", "sigmoid", Source(path, "model_type"))
 
 
+def arguments(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
+    """The facts of a trainer's and a model's arguments in one mapping, as loggers keep them."""
+    told = {fact.name: fact for fact in reversed(list(config_facts(mapping, path)))}
+    if "max_steps" in told:  # it overrides the epochs, whose default stays in the arguments
+        told.pop("num_epochs", None)
+    yield from told.values()
+
+
 def _warmup(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
     """transformers 5 reads `warmup_steps` below one as a share of the run; 4 lets it win over `warmup_ratio` if set."""
     key = next((key for key in ("warmup_steps", "num_warmup_steps", "warmup") if key in mapping), None)
