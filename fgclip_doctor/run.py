@@ -97,7 +97,6 @@ class Statistics:
     zeros: int
     bf16_exact: float  # share of the finite values that bfloat16 represents exactly
     fp16_exact: float
-    kurtosis: float  # excess; 0 for normal values, -1.2 for uniform ones; nan if the values are constant
 
     @property
     def finite(self) -> bool:

@@ -1,8 +1,8 @@
 """The values of a stored tensor: its statistics in one streaming pass of bounded memory, and its values on request.
 
-A file is opened for each pass and never kept open. Chunks of half a mebibyte stay in the processor's cache while every
-statistic is taken from them; their moments are merged with the formulas of Chan, Golub and LeVeque (1979), those of
-third and fourth order by Pébay (Sandia report SAND2008-6212, 2008).
+A file is opened for each pass and never kept open. Of numbers of 8 and 16 bits each pattern is counted, and the counts
+tell everything. Of wider ones, chunks of half a mebibyte stay in the processor's cache while every statistic is taken
+from them, and are merged with the formulas of Chan, Golub and LeVeque (1979). Two threads share a large tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,12 @@ from fgclip_doctor.sources.cache import as_digest, as_record_or_none, as_statist
 from fgclip_doctor.sources.files import Unreadable, open_regular
 
 R = TypeVar("R")
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 CHUNK_BYTES = 512 << 10
 CHUNK_ELEMENTS = 128 << 10
+WORTH_HALVING = 2 * CHUNK_BYTES
 ROW = 8 << 10  # elements of one BLAS dot product: few enough that OpenBLAS stays on this thread
 MAX_AXES = 31  # numpy 1 allows 32, and the parts of complex numbers take one
 MAX_ELEMENTS = 1 << 58  # so that bytes stay below 2^63
@@ -131,17 +135,46 @@ def statistics_of(parts: Sequence[Stored]) -> Statistics:
 
 
 def _measured(parts: Iterable[Stored]) -> _Moments:
+    """In two threads, as numpy lets go of the interpreter. The halves don't depend on the machine, nor does the sum."""
+    pieces = [half for part in parts for half in _halves(part)]
+    if sum(piece.nbytes for piece in pieces) < WORTH_HALVING:
+        return _measured_here(pieces)
+    second = _helper().submit(_measured_here, pieces[1::2])
+    moments = _measured_here(pieces[::2])
+    moments.merge(second.result())
+    return moments
+
+
+def _halves(stored: Stored) -> list[Stored]:
+    if stored.nbytes < WORTH_HALVING or not stored.contiguous:
+        return [stored]
+    count = math.prod(stored.shape)
+    return [stored.cut(0, count // 2), stored.cut(count // 2, count - count // 2)]
+
+
+@cache
+def _helper() -> ThreadPoolExecutor:
+    """One thread, which stays and so keeps its buffers."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(1)
+
+
+def _measured_here(pieces: Iterable[Stored]) -> _Moments:
     moments = _Moments()
     with np.errstate(all="ignore"):
-        for part in parts:
-            for chunk in _chunks(part):
-                moments.add(_widened(chunk, part.dtype))
+        for piece in pieces:
+            if SIZES[piece.dtype] <= 2:
+                moments.merge(_counted(_chunks(piece), piece.dtype))
+            else:
+                for chunk in _chunks(piece):
+                    moments.merge(_moments(chunk))
     return moments
 
 
 def values(stored: Stored) -> NDArray[Any]:
     """The values with the tensor's shape: floats as float32 (float64 stays), the rest as they are."""
-    dtype = _raw_dtype(stored)
+    dtype = _raw_dtype(stored.dtype).newbyteorder(stored.byteorder)
     span = _span(_axes(stored)) if 0 not in stored.shape else 0
     if span * dtype.itemsize > MAX_VALUES_BYTES:
         raise Missing(f"{stored.path}: the values are spread too widely to be read whole")
@@ -184,10 +217,9 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.raw = np.empty(CHUNK_BYTES, np.uint8)
-        self.wide = np.empty(CHUNK_ELEMENTS, np.uint32)
+        self.codes = np.empty(CHUNK_ELEMENTS, np.intp)
         self.deviations = np.empty(CHUNK_ELEMENTS, np.float32)
-        self.squares = np.empty(CHUNK_ELEMENTS, np.float32)
-        self.bits = self.squares.view(np.uint32)  # never needed at the same time
+        self.bits = self.deviations.view(np.uint32)  # never needed at the same time
         self.flags = np.empty(CHUNK_ELEMENTS, np.bool_)
 
 
@@ -212,11 +244,11 @@ def _fill(descriptor: int, stored: Stored, offset: int, buffer: NDArray[np.uint8
         view, offset = view[done:], offset + done
 
 
-def _raw_dtype(stored: Stored) -> np.dtype[Any]:
+def _raw_dtype(dtype: str) -> np.dtype[Any]:
     """The numpy type of one stored number: bit patterns where numpy has no such type, the parts of complex numbers."""
     raw = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8", "bool": "uint8"}
     parts = {"complex64": "float32", "complex128": "float64"}
-    return np.dtype({**raw, **parts}.get(stored.dtype, stored.dtype)).newbyteorder(stored.byteorder)
+    return np.dtype({**raw, **parts}.get(dtype, dtype))
 
 
 def _axes(stored: Stored) -> list[Axis]:
@@ -243,7 +275,7 @@ def _chunks(stored: Stored) -> Iterator[NDArray[Any]]:
     """Every stored number once, in the order of storage, flat. A chunk is valid until the next one."""
     if 0 in stored.shape:
         return
-    dtype = _raw_dtype(stored)
+    dtype = _raw_dtype(stored.dtype).newbyteorder(stored.byteorder)
     axes: list[Axis] = []
     for length, stride in (_axes(stored)[axis] for axis in _storage_order(_axes(stored))):
         if axes and axes[-1][1] == length * stride:
@@ -311,22 +343,160 @@ def _decoded(raw: NDArray[Any], dtype: str) -> NDArray[Any]:
     return native
 
 
-def _widened(chunk: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """A native flat chunk as float32 where that is exact, else as float64."""
-    if dtype == "bfloat16":
-        wide = _scratch.wide[: chunk.size]
-        np.left_shift(chunk, np.uint32(16), out=wide, dtype=np.uint32)
-        return wide.view(np.float32)
-    decoded = _decoded(chunk, dtype)
-    exact = decoded.dtype.itemsize < 4 or decoded.dtype == np.float32
-    return decoded.astype(np.float32 if exact else np.float64, copy=False)
-
-
 # Moments --------------------------------------------------------------------------------------------------------------
 
 HALF_NORMAL = 113 << 23  # bits of 2^-14, float16's smallest normal number, in float32
 HALF_RANGE = 30 << 23  # 30 binades from there to 65504
 HALF_TINIEST = 103 << 23  # bits of 2^-24
+
+
+@dataclass(slots=True)
+class _Moments:
+    """Counts, and of the finite values the range, the mean and the sum of the squares of the deviations from it."""
+
+    finite: int = 0
+    nans: int = 0
+    infs: int = 0
+    zeros: int = 0
+    bf16: int = 0
+    fp16: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def merge(self, other: _Moments) -> None:
+        before, total = self.finite, self.finite + other.finite
+        for name in ("finite", "nans", "infs", "zeros", "bf16", "fp16"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        if not before:
+            self.mean, self.squares = other.mean, other.squares
+        elif other.finite:
+            shift, share = other.mean - self.mean, other.finite / total
+            self.mean += shift * share
+            self.squares += other.squares + shift * shift * before * share
+
+    def statistics(self, count: int, repeats: int) -> Statistics:
+        """`count` as the shape has it; every number was met once and stands `repeats` times."""
+        finite = self.finite
+        return Statistics(
+            count=count,
+            mean=self.mean,
+            std=math.sqrt(self.squares / finite) if finite else 0.0,
+            norm=math.sqrt((self.squares + finite * self.mean * self.mean) * repeats),
+            minimum=self.low if finite else 0.0,
+            maximum=self.high if finite else 0.0,
+            nans=self.nans * repeats,
+            infs=self.infs * repeats,
+            zeros=self.zeros * repeats,
+            bf16_exact=self.bf16 / finite if finite else 1.0,
+            fp16_exact=self.fp16 / finite if finite else 1.0,
+        )
+
+
+def _counted(chunks: Iterable[NDArray[Any]], dtype: str) -> _Moments:
+    """Of numbers of at most 16 bits, as exact as float64 is. Those of 8 bits are counted in pairs."""
+    pairs, single = np.zeros(1 << 16, np.intp), np.zeros(1 << 8, np.intp)
+    for chunk in chunks:
+        octets = np.ascontiguousarray(chunk).view(np.uint8)
+        if octets.size % 2:
+            single[octets[-1]] += 1
+            octets = octets[:-1]
+        patterns = octets.view(np.uint16)
+        if patterns.size and patterns[0] == patterns[-1] and (patterns == patterns[0]).all():
+            pairs[patterns[0]] += patterns.size  # adding again and again to one place is slow
+        else:
+            codes = _scratch.codes[: patterns.size]
+            codes[:] = patterns  # which numpy would do itself, in new memory
+            np.add.at(pairs, codes, 1)
+    counts = pairs if SIZES[dtype] == 2 else pairs.reshape(256, 256).sum(0) + pairs.reshape(256, 256).sum(1) + single
+    table = _table(dtype)
+    seen = np.flatnonzero(counts)
+    values = table[0, seen]
+    found = _Moments(nans=int(counts[seen[np.isnan(values)]].sum()), infs=int(counts[seen[np.isinf(values)]].sum()))
+    seen = seen[np.isfinite(values)]
+    if seen.size:
+        often = counts[seen].astype(np.float64)
+        values, zero, bf16, fp16 = table[:, seen]
+        found.finite, found.low, found.high = int(often.sum()), float(values.min()), float(values.max())
+        found.zeros, found.bf16, found.fp16 = int(zero @ often), int(bf16 @ often), int(fp16 @ often)
+        found.mean = float(values @ often) / found.finite
+        found.squares = float((values - found.mean) ** 2 @ often)
+    return found
+
+
+@cache
+def _table(dtype: str) -> NDArray[np.float64]:
+    """For every pattern of 8 or 16 bits its value, and 1 if that is zero, a bfloat16 number, a float16 number."""
+    raw = np.arange(256 ** SIZES[dtype]).astype(f"u{SIZES[dtype]}").view(_raw_dtype(dtype))
+    values = _decoded(raw, dtype).astype(np.float32)
+    bf16 = values.view(np.uint32) & np.uint32(0xFFFF) == 0
+    fp16 = values.astype(np.float16).astype(np.float32) == values
+    return np.stack([values.astype(np.float64), values == 0, bf16, fp16])
+
+
+def _moments(chunk: NDArray[Any]) -> _Moments:
+    """Of a native flat chunk of wider numbers."""
+    chunk = chunk if chunk.dtype == np.float32 else chunk.astype(np.float64, copy=False)
+    found = _Moments(low=float(chunk.min()), high=float(chunk.max()))
+    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+        finite = np.isfinite(chunk)
+        found.nans = int(np.count_nonzero(np.isnan(chunk)))
+        found.infs = int(np.count_nonzero(~finite)) - found.nans
+        chunk = chunk[finite]
+        found.low, found.high = float(chunk.min(initial=math.inf)), float(chunk.max(initial=-math.inf))
+    if not chunk.size:
+        return found
+    found.finite = repeats = chunk.size
+    if found.low < found.high:
+        repeats = 1
+        found.mean, found.squares = _mean_and_squares(chunk, found.low, found.high)
+    else:  # what is true of one is true of all
+        chunk, found.mean = chunk[:1], found.low
+    found.zeros, found.bf16, found.fp16 = (repeats * count for count in _zeros_and_exact(chunk))
+    return found
+
+
+def _zeros_and_exact(chunk: NDArray[Any]) -> tuple[int, int, int]:
+    """How many finite numbers are zero, are bfloat16 numbers, and are float16 numbers: all end with 13 zero bits."""
+    if chunk.dtype == np.float64:
+        narrow = chunk.astype(np.float32)
+        chunk = narrow[narrow == chunk]
+    bits, flags = _scratch.bits[: chunk.size], _scratch.flags[: chunk.size]
+    patterns = chunk.view(np.uint32)
+    np.bitwise_and(patterns, np.uint32(0x1FFF), out=bits)
+    np.equal(bits, np.uint32(0), out=flags)
+    magnitudes = (patterns if flags.all() else patterns[flags]) & np.uint32(0x7FFFFFFF)
+    bf16 = np.count_nonzero(magnitudes & np.uint32(0xFFFF) == 0)
+    normal = np.count_nonzero(magnitudes - np.uint32(HALF_NORMAL) < np.uint32(HALF_RANGE))
+    small = magnitudes[magnitudes < np.uint32(HALF_NORMAL)]
+    zeros = np.count_nonzero(small == 0)
+    subnormal = small[small >= np.uint32(HALF_TINIEST)].view(np.float32)
+    multiples = np.ldexp(subnormal, 24)  # of the smallest float16 number
+    whole = np.count_nonzero(multiples == np.trunc(multiples))
+    return int(zeros), int(bf16), int(normal + zeros + whole)
+
+
+def _mean_and_squares(chunk: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    """The mean of numbers between `low` and `high`, and the sum of the squares of the deviations from it."""
+    if max(-low, high) > 1e30:  # float32 would overflow
+        chunk = chunk.astype(np.float64)
+    count, kind = chunk.size, chunk.dtype.type
+    sample = chunk[::509]
+    about = float(kind(sample.mean()))  # near the mean is near enough: it is corrected below
+    around = sample - kind(about)
+    if 16 * about * about * sample.size < float(around @ around):
+        about = 0.0  # as near, and a pass cheaper
+    _, exponent = math.frexp(max(high - about, about - low))
+    scale = math.ldexp(1.0, min(-exponent, 126)) if abs(exponent) > 48 else 1.0  # squares must stay in range
+    if about or scale != 1.0:
+        buffer = _scratch.deviations[:count] if kind is np.float32 else np.empty_like(chunk)
+        chunk = np.subtract(chunk, kind(about), out=buffer)
+        chunk *= kind(scale)
+    first, second = _dot(chunk, np.ones(min(count, ROW), chunk.dtype)) / count, _dot(chunk, chunk)
+    unit = 1 / scale
+    return about + first * unit, max(second - count * first * first, 0.0) * unit * unit
 
 
 def _dot(left: NDArray[Any], right: NDArray[Any]) -> float:
@@ -338,124 +508,3 @@ def _dot(left: NDArray[Any], right: NDArray[Any]) -> float:
         rows = left[:whole].reshape(-1, 1, ROW) @ right[:whole].reshape(-1, ROW, 1)
         total += float(rows.sum(dtype=np.float64))
     return total
-
-
-def _float16_exact(bits: NDArray[np.uint32]) -> int:
-    """How many finite float32 patterns with 13 zeros at the end are float16 numbers."""
-    magnitude = bits & np.uint32(0x7FFFFFFF)
-    normal = np.count_nonzero(magnitude - np.uint32(HALF_NORMAL) < np.uint32(HALF_RANGE))
-    small = magnitude[magnitude < np.uint32(HALF_NORMAL)]
-    zeros = np.count_nonzero(small == 0)
-    subnormal = small[small >= np.uint32(HALF_TINIEST)].view(np.float32)
-    multiples = np.ldexp(subnormal, 24)  # of the smallest float16 number
-    return int(normal + zeros + np.count_nonzero(multiples == np.trunc(multiples)))
-
-
-class _Moments:
-    """Running statistics: sums of powers of the deviations from the mean, merged chunk by chunk."""
-
-    def __init__(self) -> None:
-        self.finite = self.nans = self.infs = self.zeros = self.bf16 = self.fp16 = 0
-        self.low, self.high = math.inf, -math.inf
-        self.mean = self.second = self.third = self.fourth = 0.0
-
-    def add(self, chunk: NDArray[Any]) -> None:
-        """Take in a flat chunk of float32 or float64."""
-        low, high = float(chunk.min()), float(chunk.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            nans = int(np.count_nonzero(np.isnan(chunk)))
-            finite = chunk[np.isfinite(chunk)]
-            self.nans += nans
-            self.infs += chunk.size - finite.size - nans
-            if not finite.size:
-                return
-            chunk, low, high = finite, float(finite.min()), float(finite.max())
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self._add_exact(chunk)
-        if max(-low, high) > 1e30:  # float32 would overflow
-            chunk = chunk.astype(np.float64)
-        self._merge(chunk.size, *_central_moments(chunk, low, high))
-
-    def _add_exact(self, chunk: NDArray[Any]) -> None:
-        """Count zeros and what fewer bits would represent: all of that ends with 13 zero bits in float32."""
-        if chunk.dtype == np.float64:
-            narrow = chunk.astype(np.float32)
-            chunk = narrow[narrow == chunk]
-        bits, flags = _scratch.bits[: chunk.size], _scratch.flags[: chunk.size]
-        patterns = chunk.view(np.uint32)
-        np.bitwise_and(patterns, np.uint32(0x1FFF), out=bits)
-        np.equal(bits, np.uint32(0), out=flags)
-        short = patterns[flags]
-        self.zeros += int(np.count_nonzero((short << np.uint32(1)) == 0))
-        self.bf16 += int(np.count_nonzero((short & np.uint32(0xFFFF)) == 0))
-        self.fp16 += _float16_exact(short)
-
-    def _merge(self, count: int, mean: float, second: float, third: float, fourth: float) -> None:
-        before, total = self.finite, self.finite + count
-        shift = mean - self.mean
-        if before:
-            fourth += self.fourth + shift * (
-                shift * shift * shift * before * count * (before * before - before * count + count * count) / total**3
-                + 6 * shift * (before * before * second + count * count * self.second) / total**2
-                + 4 * (before * third - count * self.third) / total
-            )
-            third += self.third + shift * (
-                shift * shift * before * count * (before - count) / total**2
-                + 3 * (before * second - count * self.second) / total
-            )
-            second += self.second + shift * shift * before * count / total
-            mean = self.mean + shift * count / total
-        self.finite, self.mean, self.second, self.third, self.fourth = total, mean, second, third, fourth
-
-    def statistics(self, count: int, repeats: int) -> Statistics:
-        """`count` as the shape has it; every number was met once and stands `repeats` times."""
-        finite = self.finite
-        variance = self.second / finite if finite else 0.0
-        return Statistics(
-            count=count,
-            mean=self.mean,
-            std=math.sqrt(variance),
-            norm=math.sqrt((self.second + finite * self.mean * self.mean) * repeats),
-            minimum=self.low if finite else 0.0,
-            maximum=self.high if finite else 0.0,
-            nans=self.nans * repeats,
-            infs=self.infs * repeats,
-            zeros=self.zeros * repeats,
-            bf16_exact=self.bf16 / finite if finite else 1.0,
-            fp16_exact=self.fp16 / finite if finite else 1.0,
-            kurtosis=self.fourth / finite / (variance * variance) - 3 if variance * variance > 0 else math.nan,
-        )
-
-
-def _central_moments(chunk: NDArray[Any], low: float, high: float) -> tuple[float, float, float, float]:
-    """The mean, and the sums of the second, third and fourth powers of the deviations from it."""
-    if low == high:
-        return low, 0.0, 0.0, 0.0
-    count, kind = chunk.size, chunk.dtype.type
-    sample = chunk[::509]
-    about = float(kind(sample.mean()))  # near the mean is near enough: it is corrected below
-    around = sample - kind(about)
-    if 16 * about * about * sample.size < float(around @ around):
-        about = 0.0  # as near, and a pass cheaper
-    _, exponent = math.frexp(max(high - about, about - low))
-    scale = math.ldexp(1.0, min(-exponent, 126)) if abs(exponent) > 24 else 1.0  # fourth powers must stay in range
-    if kind is np.float32:
-        buffer, squares = _scratch.deviations[:count], _scratch.squares[:count]
-    else:
-        buffer, squares = np.empty_like(chunk), np.empty_like(chunk)
-    deviations = np.subtract(chunk, kind(about), out=buffer) if about else chunk
-    if scale != 1.0:
-        deviations = np.multiply(deviations, kind(scale), out=buffer)
-    np.multiply(deviations, deviations, out=squares)
-    first = _dot(deviations, np.ones(min(count, ROW), chunk.dtype)) / count
-    second, third, fourth = _dot(deviations, deviations), _dot(squares, deviations), _dot(squares, squares)
-    fourth += first * (-4 * third + first * (6 * second - 3 * count * first * first))
-    third += first * (-3 * second + 2 * count * first * first)
-    second -= count * first * first
-    unit = 1 / scale
-    return (
-        about + first * unit,
-        max(second, 0.0) * unit * unit,
-        third * unit * unit * unit,
-        max(fourth, 0.0) * unit * unit * unit * unit,
-    )

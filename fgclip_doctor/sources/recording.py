@@ -452,5 +452,4 @@ def _statistics(values: np.ndarray[Any, Any]) -> Statistics:
         zeros=int((numbers == 0).sum()),
         bf16_exact=float((single.view(np.uint32) & 0xFFFF == 0).mean()),
         fp16_exact=float((single.astype(np.float16) == single).mean()),
-        kurtosis=float((centred**4).mean()) / variance**2 - 3 if variance else math.nan,
     )
