@@ -3,6 +3,9 @@
 The skeleton of a line is the line with every run of digits drawn together into one "0". A log of a gigabyte has
 millions of lines and a few dozen skeletons. What the numbers of a line mean follows from its skeleton; their values are
 then taken from all lines of that skeleton at once, as columns.
+
+Most lines share more: their shape, which is the line with a "0" for every digit. Lines of one length are compared with
+a shape as they stand, and the shape says where their numbers are. What is left is looked at digit by digit.
 """
 
 from __future__ import annotations
@@ -11,201 +14,188 @@ import codecs
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fgclip_doctor.sources.decimals import PAD, Columns
 from fgclip_doctor.sources.files import Unreadable, open_regular
 
 CHUNK = 1 << 20  # bytes read at a time
 MAX_LINE = 64 << 10  # bytes; a longer line is left out
 SNIFF = 64 << 10  # bytes that decide whether a file is text
 LINE_ENDS = bytes.maketrans(b"\r\b\f", b"\n\n\n")  # progress bars return to the start of their line
-DIGITS = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x0A if byte in b"\r\b\f" else byte for byte in range(256))
-PAD = 24  # bytes before the text, so that the 24 that end with a digit can be looked at
-EXACT_DIGITS = 15  # a whole number of so many digits is exact in float64
-EXACT_POWER = 22  # and so is this power of ten
-POWERS = 10.0 ** np.arange(EXACT_POWER + 1)
-MOST_DIGITS = 19  # of a number below 2**64
-WHOLE_POWERS = 10 ** np.arange(MOST_DIGITS + 1, dtype=np.uint64)
-LONG_POWER = 27  # the largest power of ten that is exact in 64 bits of mantissa
-LONG_POWERS = np.array([np.longdouble(10) ** power for power in range(LONG_POWER + 1)], np.longdouble)
-HAS_LONG = np.finfo(np.longdouble).nmant == 63  # x86's; elsewhere Python reads the numbers of more than 15 digits
-NUMBER = re.compile(r"([-+]?)(0(?:,0)*)?(?:\.(0)?)?(?:[eE]([-+]?)(0))?")
-BLANKS = np.array([8 * (8 - length) for length in range(9)], np.uint64)  # bits before so many digits in eight bytes
-PAIRS = tuple(  # two digits to a number of two, then two of those to one of four, and of eight
-    (np.uint64(factor), np.uint64(width), np.uint64(mask))
-    for factor, width, mask in ((10, 8, 0x00FF00FF00FF00FF), (100, 16, 0x0000FFFF0000FFFF), (10_000, 32, 0xFFFFFFFF))
-)
-LONGEST = 400  # characters of a number that are looked at
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """Where a number stands in the lines of a skeleton: the indices of its runs of digits. Or a constant: nan, inf.
-
-    `whole` has several where the thousands are parted by commas.
-    """
-
-    whole: tuple[int, ...] = ()
-    fraction: int | None = None
-    exponent: int | None = None
-    negative: bool = False
-    shrinks: bool = False  # the exponent is negative
-    constant: float | None = None
-
-
-def parsed_number(text: str, run: int) -> Number:
-    """A number of a skeleton, whose first digits are those of `run`."""
-    match = NUMBER.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is no number")
-    sign, whole, fraction, shrinks, exponent = match.groups()
-    wholes = (whole or "").count("0")
-    return Number(
-        tuple(range(run, run + wholes)),
-        run + wholes if fraction else None,
-        run + wholes + bool(fraction) if exponent else None,
-        sign == "-",
-        shrinks == "-",
-    )
+SHAPE = bytes(0x30 if 0x30 <= byte <= 0x39 else LINE_ENDS[byte] for byte in range(256))
+DIGITS = re.compile(rb"0+")
+MANY = 16  # lines of one shape that are worth looking at together
+MOST = 1_000  # lines of one shape that are worth a column of their own
+WORD = 8  # bytes; shorter lines have no shape
+LENGTHS = 64  # of lines, in one block, that are looked at by shape
+HASH = np.random.default_rng(0).integers(1, 1 << 63, MAX_LINE // 8 + 1, np.uint64) | 1
 
 
 class Block:
-    """Some lines of a text. A line ends where a progress bar returns to its start, too."""
+    """Some lines of a text. A line ends where a progress bar returns to its start, too.
+
+    `first` has every skeleton with the first of its lines, in the order of the lines.
+    """
 
     def __init__(self, text: bytes) -> None:
-        if b"\r\n" in text:
+        if b"\r" in text:
             text = text.replace(b"\r\n", b"\n")
-        self._text = b"".join((b"\n" * PAD, text, b"" if text.endswith(b"\n") else b"\n"))
-        marks = np.frombuffer(self._text.translate(DIGITS), np.uint8)
-        digit = marks == 0x30
-        edges = np.flatnonzero(digit[1:] != digit[:-1]) + 1  # starts and ends of runs of digits in turn
-        self._starts, self._ends = edges[::2], edges[1::2]
-        keep = ~digit
-        keep[self._starts] = True
-        self.skeletons: list[bytes] = marks[keep].tobytes().split(b"\n")[PAD:-1]
+        self._closed = not text.endswith(b"\n")
+        self._text = b"".join((b"\n" * PAD, text, b"\n" * self._closed))
+        shapes = np.frombuffer(self._text.translate(SHAPE), np.uint8)
+        ends = np.flatnonzero(shapes == 0x0A)[PAD - 1 :]
+        self._starts, self._lengths = ends[:-1] + 1, np.diff(ends) - 1
+        self._shaped, rest = _by_shape(shapes, self._starts, self._lengths)
+        self._rest = _Rest(shapes, self._starts, self._lengths, rest)
+        firsts = [(int(parts[0][0][0]), skeleton) for skeleton, parts in self._shaped.items()]
+        firsts += zip(self._rest.firsts, self._rest.skeletons, strict=True)
+        self.first: dict[bytes, int] = {}
+        for row, skeleton in sorted(firsts):
+            self.first.setdefault(skeleton, row)
 
-    @cached_property
-    def _lengths(self) -> NDArray[np.int64]:
-        return self._ends - self._starts
+    def __len__(self) -> int:
+        return len(self._starts)
 
-    @cached_property
-    def lines(self) -> list[bytes]:
-        return self._text.translate(LINE_ENDS).split(b"\n")[PAD:-1]
+    def line(self, row: int) -> bytes:
+        start = int(self._starts[row])
+        return self._text[start : start + int(self._lengths[row])]
 
     @cached_property
     def line_numbers(self) -> NDArray[np.int64]:
-        """The line of the text, from 0, that each of `lines` belongs to."""
-        marks = np.frombuffer(self._text, np.uint8)[PAD:]
-        ends = np.flatnonzero(np.isin(marks, list(b"\n\r\b\f")))
-        return np.concatenate([[0], np.cumsum(marks[ends] == 0x0A)])[: len(self.skeletons)].astype(np.int64)
+        """The line of the text, from 0, that each line belongs to."""
+        return np.cumsum(np.frombuffer(self._text, np.uint8)[self._starts - 1] == 0x0A) - 1
 
-    @cached_property
-    def _whole(self) -> NDArray[np.uint64]:
-        """The runs of digits as whole numbers; those of more than 19 digits are wrong, and are not asked for."""
-        value = self._eight(self._ends, np.minimum(self._lengths, 8))
-        for done in (8, 16):
-            long = np.flatnonzero(self._lengths > done)
-            if len(long):
-                rest = np.minimum(self._lengths[long] - done, 8)
-                value[long] += self._eight(self._ends[long] - done, rest) * np.uint64(10**done)
-        return value
+    @property
+    def newlines(self) -> int:
+        return int(self.line_numbers[-1]) + (not self._closed)
 
-    def _eight(self, ends: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """The value of up to eight digits before `ends`: all eight at once in one word, pairs first, then fours."""
-        window: NDArray[np.uint64] = np.ndarray((len(self._text) - 7,), "<u8", self._text, strides=(1,))
-        word = window[ends - 8]
-        word ^= np.uint64(0x3030303030303030)  # digits; what lies before them is cleared
-        shift = BLANKS[lengths]
-        word >>= shift
-        word <<= shift
-        for factor, width, mask in PAIRS:
-            lower = word >> width
-            word *= factor
-            word += lower
-            word &= mask
-        return word
+    def count(self, skeleton: bytes) -> int:
+        """How many lines are of a skeleton."""
+        return sum(len(rows) for rows, _ in self._shaped.get(skeleton, ())) + self._rest.count(skeleton)
 
-    def run(self, runs: NDArray[np.int64]) -> list[bytes]:
-        """Runs of digits as they are written."""
-        return [self._text[self._starts[run] : self._ends[run]] for run in runs.tolist()]
-
-    def values(self, first: NDArray[np.int64], number: Number) -> tuple[NDArray[np.float64], int | None]:
-        """A number of some lines, `first` being the first run of digits of each, and the exponent of its last place.
-
-        Exact: as Python's float() reads them.
-        """
-        if number.constant is not None:
-            return np.full(len(first), number.constant), None
-        if number.exponent is None and len(number.whole) == 1 and len(first):  # nearly all numbers are so
-            run = first + number.whole[0]
-            result, digits, decimals = self._whole[run].astype(np.float64), int(self._lengths[run].max()), 0
-            if number.fraction is not None:
-                run = first + number.fraction
-                lengths = self._lengths[run]
-                decimals = int(lengths.max())
-                powers = POWERS[np.minimum(lengths, EXACT_POWER)]
-                result = (result * powers + self._whole[run]) / powers
-            if digits + decimals <= EXACT_DIGITS:
-                return (-result if number.negative else result), -decimals
-        return self._any_values(first, number)
-
-    def _any_values(self, first: NDArray[np.int64], number: Number) -> tuple[NDArray[np.float64], int | None]:
-        runs = [first + run for run in number.whole]
-        value = self._whole[runs[0]] if runs else np.zeros(len(first), np.uint64)
-        digits = self._lengths[runs[0]] if runs else np.zeros(len(first), np.int64)
-        for run in runs[1:]:
-            value = value * np.uint64(1000) + self._whole[run]
-            digits = digits + 3
-        power = np.zeros(len(first), np.int64)
-        if number.fraction is not None:
-            run = first + number.fraction
-            length = self._lengths[run]
-            value = value * WHOLE_POWERS[np.minimum(length, MOST_DIGITS)] + self._whole[run]
-            digits, power = digits + length, -length
-        if number.exponent is not None:
-            run = first + number.exponent
-            exponent = np.minimum(self._whole[run], np.uint64(9999)).astype(np.int64)
-            digits = np.where(self._lengths[run] > 4, MOST_DIGITS + 1, digits)
-            power = power - exponent if number.shrinks else power + exponent
-        size = np.minimum(np.abs(power), EXACT_POWER)
-        result = value.astype(np.float64)
-        if number.exponent is None:
-            result /= POWERS[size]
-        else:
-            result = np.where(power < 0, result / POWERS[size], result * POWERS[size])
-        inexact = np.flatnonzero((digits > EXACT_DIGITS) | (np.abs(power) > EXACT_POWER))
-        if HAS_LONG and len(inexact):
-            fits = inexact[(digits[inexact] <= MOST_DIGITS) & (np.abs(power[inexact]) <= LONG_POWER)]
-            result[fits], certain = _rounded(value[fits], power[fits])
-            inexact = np.setdiff1d(inexact, fits[certain], assume_unique=True)
-        for row in inexact.tolist():
-            result[row] = abs(self._float(int(first[row]), number))
-        return (-result if number.negative else result), int(power.min()) if len(power) else None
-
-    def _float(self, first: int, number: Number) -> float:
-        parts = [number.exponent, number.fraction, *reversed(number.whole)]
-        known = [first + part for part in parts if part is not None]
-        start = self._starts[known[-1]] - (not number.whole)  # ".5" begins before its digits
-        return float(self._text[start : min(self._ends[known[0]], start + LONGEST)].replace(b",", b""))
+    def alike(self, skeleton: bytes) -> Iterator[tuple[NDArray[np.int64], Columns]]:
+        """The lines of a skeleton, in one part or several, and their numbers."""
+        parts = []
+        for rows, edges in self._shaped.get(skeleton, ()):
+            if len(rows) >= MOST:
+                yield rows, Columns(self._text, self._starts[rows], edges[None])
+            else:
+                parts.append((rows, np.broadcast_to(edges, (len(rows), len(edges)))))
+        if skeleton in self._rest.skeletons:
+            parts.append(self._rest.alike(skeleton))
+        if parts:
+            rows, edges = (np.concatenate(column) for column in zip(*parts, strict=True))
+            if len(parts) > 1:
+                order = np.argsort(rows, kind="stable")
+                rows, edges = rows[order], edges[order]
+            yield rows, Columns(self._text, self._starts[rows], edges)
 
 
-def _rounded(value: NDArray[np.uint64], power: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """``value * 10 ** power`` rounded to float64, and where that is certain.
+_Shaped = dict[bytes, list[tuple[NDArray[np.int64], NDArray[np.int64]]]]
 
-    One operation with 64 bits of mantissa is off by half of its last bit at most: enough to round from, unless the
-    result lies that near to the middle between two of float64.
+
+def _by_shape(
+    shapes: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> tuple[_Shaped, NDArray[np.int64]]:
+    """The lines whose shape is that of many: by skeleton those of a shape, and where in a line its runs of digits start
+    and end. And what lines are left.
     """
-    size = LONG_POWERS[np.abs(power)]
-    exact = value.astype(np.longdouble)
-    exact = np.where(power < 0, exact / size, exact * size)
-    result = exact.astype(np.float64)
-    beside_middle = np.abs(np.abs(exact - result) - np.spacing(result) / 2)
-    return result, (beside_middle > np.ldexp(np.abs(exact), -62)) | (value == 0)
+    found: _Shaped = {}
+    left = np.ones(len(starts), np.bool_)
+    counts = np.bincount(np.minimum(lengths, MAX_LINE + 1))
+    common = np.argsort(counts)[: -LENGTHS - 1 : -1]
+    for length in common[(counts[common] >= MANY) & (common >= WORD) & (common <= MAX_LINE)].tolist():
+        rows = np.flatnonzero(lengths == length)
+        lines: NDArray[np.bytes_] = _windows(shapes, f"S{length}")[starts[rows]]
+        for same in _equal(lines, length):
+            shape = shapes[starts[rows[same[0]]] :][:length].tobytes()
+            edges = np.array([edge for run in DIGITS.finditer(shape) for edge in run.span()], np.int64)
+            found.setdefault(DIGITS.sub(b"0", shape), []).append((rows[same], edges))
+            left[rows[same]] = False
+    for parts in found.values():
+        parts.sort(key=lambda part: int(part[0][0]))
+    return found, np.flatnonzero(left)
+
+
+def _equal(lines: NDArray[np.bytes_], length: int) -> Iterator[NDArray[np.int64]]:
+    """Which of some lines of one length are equal, where `MANY` are. Equal hashes propose, a comparison decides."""
+    letters = lines.view(np.uint8).reshape(len(lines), length)
+    whole, last = letters[:, : length // WORD * WORD], letters[:, -WORD:]
+    words = [np.ascontiguousarray(part).view(np.uint64) for part in (whole, last)]
+    hashes = words[0] @ HASH[: words[0].shape[1]] + words[1][:, 0] * HASH[-1]
+    order = np.arange(len(lines)) if (hashes == hashes[0]).all() else np.argsort(hashes, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(hashes[order])) + 1):
+        if len(part) >= MANY:
+            same = part[lines[part] == lines[part[0]]]
+            if len(same) >= MANY:
+                yield same
+
+
+def _windows(letters: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
+    """What stands at each place of some letters, read as `dtype`."""
+    size = np.dtype(dtype).itemsize
+    return np.ndarray((len(letters) - size + 1,), dtype, letters, strides=(1,))
+
+
+class _Numbers(dict[bytes, int]):
+    """What is asked for gets a number, in the order in which it is first asked for."""
+
+    def __missing__(self, key: bytes) -> int:
+        return self.setdefault(key, len(self))
+
+
+class _Rest:
+    """Lines that are looked at digit by digit."""
+
+    def __init__(
+        self,
+        shapes: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        rows: NDArray[np.int64],
+    ) -> None:
+        self._rows = rows
+        self._starts = np.cumsum(lengths[rows] + 1) - lengths[rows]
+        letters = shapes[PAD - 1 :]
+        if len(rows) < len(starts):
+            spans = zip(starts[rows].tolist(), (starts + lengths)[rows].tolist(), strict=True)
+            lines = b"".join([b"\n", *(shapes[start : end + 1].tobytes() for start, end in spans)])
+            letters = np.frombuffer(lines, np.uint8)
+        digit = letters == 0x30
+        self._edges = np.flatnonzero(digit[1:] != digit[:-1]) + 1  # starts and ends of runs of digits in turn
+        keep = ~digit
+        keep[self._edges[::2]] = True
+        self.skeletons = _Numbers()
+        skeletons = letters[keep].tobytes().split(b"\n")[1:-1]
+        kinds = np.fromiter(map(self.skeletons.__getitem__, skeletons), np.int64, len(skeletons))
+        runs = np.array([skeleton.count(b"0") for skeleton in self.skeletons], np.int64)
+        self._first = np.cumsum(runs[kinds]) - runs[kinds]
+        small = kinds.astype(np.min_scalar_type(len(runs)))  # small numbers are sorted by radix
+        self._order = np.argsort(small, kind="stable")
+        self._ends = np.cumsum(np.bincount(kinds, minlength=len(runs)))
+        self.firsts: list[int] = rows[self._order[np.append(0, self._ends[:-1])[: len(runs)]]].tolist()
+
+    def _where(self, skeleton: bytes) -> NDArray[np.int64]:
+        kind = self.skeletons[skeleton]
+        return self._order[self._ends[kind - 1] if kind else 0 : self._ends[kind]]
+
+    def count(self, skeleton: bytes) -> int:
+        return len(self._where(skeleton)) if skeleton in self.skeletons else 0
+
+    def alike(self, skeleton: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The lines of a skeleton, and where their runs of digits start and end: (lines, 2 * runs)."""
+        where, runs = self._where(skeleton), skeleton.count(b"0")
+        if not runs:
+            return self._rows[where], np.empty((len(where), 0), np.int64)
+        windows: NDArray[np.int64] = np.ndarray(
+            (len(self._edges) - 2 * runs + 1, 2 * runs), np.int64, self._edges, strides=2 * self._edges.strides
+        )
+        return self._rows[where], windows[2 * self._first[where]] - self._starts[where, None]
 
 
 def chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:

@@ -9,14 +9,15 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
 from fgclip_doctor.run import Run
 from fgclip_doctor.sources import records, trainer
+from fgclip_doctor.sources.decimals import Number, parsed_number
 from fgclip_doctor.sources.files import Unreadable, read_json
 from fgclip_doctor.sources.records import EPOCH, METRIC, RANK, Clock, Reading, Record, Understand
-from fgclip_doctor.sources.skeletons import Number, parsed_number
 
 HEAD = 64 << 10  # bytes that show whether a file is a table
 LOOKED_AT = 20  # rows
@@ -39,7 +40,7 @@ def recognise(head: str) -> Understand | None:
         sum(line.lstrip().startswith("{") and line.rstrip().endswith("}") and '"' in line for line in lines)
         > len(lines) / 2
     ):
-        return understand_json if any(isinstance(_object(line), Mapping) for line in lines) else None
+        return JsonLines() if any(isinstance(_object(line), Mapping) for line in lines) else None
     for delimiter in DELIMITERS:
         header = _cells(lines[0], delimiter)
         rows = [_cells(line, delimiter) for line in lines[1:-1] or lines[1:]]  # the last one may be cut off
@@ -111,6 +112,24 @@ class Table:
                 fields.append((name, Number(constant=NOT_FINITE[cell.lower()])))
             run += cell.count("0")
         return Reading((_record(fields),))
+
+
+class JsonLines:
+    """JSON lines. Where they name an iteration beside the step, as mmengine's do, one without is an evaluation, whose
+    step is an epoch.
+    """
+
+    def __init__(self) -> None:
+        self._iterations = False
+
+    def __call__(self, skeleton: str, line: str) -> Reading:
+        reading = understand_json(skeleton, line)
+        if '"iter":' in skeleton:
+            self._iterations = self._iterations or '"step":' in skeleton
+        elif self._iterations:
+            found = tuple(Record(record.values, heading="eval").finished() for record in reading.records)
+            return replace(reading, records=found)
+        return reading
 
 
 def understand_json(skeleton: str, line: str) -> Reading:

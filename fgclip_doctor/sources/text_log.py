@@ -15,16 +15,17 @@ from math import inf, nan
 from pathlib import Path
 
 from fgclip_doctor.run import Run
-from fgclip_doctor.sources import records, tables
+from fgclip_doctor.sources import lines, records, tables
+from fgclip_doctor.sources.decimals import Number, parsed_number
 from fgclip_doctor.sources.files import Unreadable, inside
 from fgclip_doctor.sources.records import EPOCH, HELD_OUT, MEAN, METRIC, NO_CLOCK, RANK, Clock, Reading, Record
-from fgclip_doctor.sources.skeletons import Number, chunks, holds_text, parsed_number
+from fgclip_doctor.sources.skeletons import chunks, holds_text
 
 # In the skeleton of a line every run of digits is one "0". The first that fits wins.
 TOKEN = re.compile(
     r"""
-    (?P<escape>\x1b\[[0;:?]{0,20}[A-Za-z])
-  | (?P<date>(?<![\w.])0[-/.]0[-/.]0(?:[T_ ,]{1,2}0:0(?::0)?(?:[.,]0)?(?:Z\b|[+-]0(?::0)?)?)?(?![\w.]))
+    (?P<escape>\x1b\[[0;:?]{0,20}\x1b)
+  | (?P<date>(?<![\w.])0[-/.]0[-/.]0(?:[T_ ,]{1,2}0:0(?::0)?(?:[.,]0)?(?:Z\b|[+-]0(?::0)?)?)?(?![\w.])|^0/0[ ]0:0:0\b)
   | (?P<time>(?<![\w.])0:0(?::0)?(?:[.,]0)?(?:<(?:0:)?0:0|<\?)?(?![\w:]))
   | (?P<bar>0%\|[^|]{0,400}\|(?=\s{0,20}0/0))
   | (?P<count>(?<![\w.])0[ ]{0,8}/[ ]{0,8}0(?![\w/.]))
@@ -35,11 +36,13 @@ TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+ESCAPE = re.compile(r"(\x1b\[[0;:?]{0,20})[A-Za-z]")
 NOT_FINITE = {"nan": nan, "inf": inf, "infinity": inf}
 SAMPLES = re.compile(r" *\(0(?:\.0)?%\) *\]")  # open_clip: "[  512/10000 (5%)]"
 FILLERS = {"is", "now", "was", "of", "the", "value", "equals"}
 MEANS = {"avg", "mean", "average", "median", "ema", "global_avg", "smoothed"}
 PROSE = 5  # words before a number that are no name any more
+SUMMARY = re.compile(r"\| train \| epoch 0 \|")  # fairseq's, of a whole epoch; `train_inner` is what happens now
 COUNTED = re.compile(r"(?:^|.*_)(?:step|steps|iter|iters|iteration|iterations|train|training|batch|it|progress)")
 SOURCE_FILE = re.compile(r"\.(?:py|c|cc|cpp|cu|h|so)$")
 LEVELS = {"info", "warning", "warn", "error", "debug", "root", "main", "critical"}
@@ -114,16 +117,16 @@ def read(path: Path) -> Run:
     if (document := tables.history(path, _head(path))) is not None:
         return document
     table = tables.recognise(_head(path))
-    return records.collect(path, table or understand).run
+    return lines.collect(path, table or understand).run
 
 
 def explain(path: Path) -> Iterator[str]:
     """What is understood of a log or a table, line by line, and in all."""
     head = _head(path)
     if (document := tables.history(path, head)) is not None:
-        yield from records.summary(document)
+        yield from lines.summary(document)
     else:
-        yield from records.explain(path, tables.recognise(head) or understand)
+        yield from lines.explain(path, tables.recognise(head) or understand)
 
 
 def _head(path: str | os.PathLike[str]) -> str:
@@ -167,7 +170,7 @@ class _Tokens:
     """One line on its way through the tokenizer."""
 
     def __init__(self, skeleton: str, line: str) -> None:
-        self._skeleton = skeleton
+        self._skeleton = ESCAPE.sub("\\1\x1b", skeleton)  # so that no letter of it stands before a number
         self._digits = re.findall(r"[0-9]+", line)
         self._run = 0  # runs of digits before the token at hand
         self._words: list[tuple[str, int]] = []  # each with the first run of digits in it
@@ -176,7 +179,7 @@ class _Tokens:
         self._bracket = False  # within brackets right after a value
         self._latest: str | None = None  # the value just read, which its mean may follow
         self._bar = False  # a progress bar was drawn just before
-        self.records: list[Record] = [Record()]
+        self.records = [Record(heading="mean" if SUMMARY.search(skeleton) else "")]
         self.fixed: set[int] = set()
 
     def read(self) -> None:
@@ -269,6 +272,8 @@ class _Tokens:
             record.epoch = record.epoch or count
         elif HELD_OUT.search(name):
             self._headed("eval")
+        elif records.clock(name) is Clock.UPDATES:  # whatever epoch is named beside it
+            self._step(count, Clock.UPDATES)
         elif record.step is None and (not name or COUNTED.fullmatch(name)):
             record.step, record.total, record.samples = count, total, samples
             record.clock = Clock.BAR if self._bar else Clock.COUNT
@@ -309,6 +314,8 @@ class _Tokens:
             self._record.values[name] = number
             self._latest = name
             self.fixed |= runs
+        elif HELD_OUT.search(name):  # "Validation DataLoader 0:  50%|", which Lightning draws
+            self._headed("eval")
 
     def _step(self, number: Number, known: Clock) -> None:
         record = self._record

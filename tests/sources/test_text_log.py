@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgclip_doctor.run import Run
-from fgclip_doctor.sources import load, records, roles, text_log, trainer
+from fgclip_doctor.sources import lines, load, roles, text_log, trainer
 from fgclip_doctor.sources.files import Unreadable
 from fgclip_doctor.sources.records import Clock, clock
-from fgclip_doctor.sources.skeletons import Block, Number, chunks
+from fgclip_doctor.sources.decimals import Number
+from fgclip_doctor.sources.skeletons import Block, chunks
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -298,15 +299,15 @@ def test_reading_in_small_pieces_changes_nothing(tmp_path: Path, monkeypatch: py
 
 
 def test_a_series_is_bounded_and_keeps_neighbours_and_faults() -> None:
-    column = records._Column()
-    for start in range(0, 64 * records.STRETCH, records.STRETCH):
-        steps = np.arange(start, start + records.STRETCH)
+    column = lines._Column()
+    for start in range(0, 64 * lines.STRETCH, lines.STRETCH):
+        steps = np.arange(start, start + lines.STRETCH)
         column.add(
-            steps, np.where(steps == 3 * records.STRETCH, np.nan, steps.astype(float)), limit=8 * records.STRETCH
+            steps, np.where(steps == 3 * lines.STRETCH, np.nan, steps.astype(float)), limit=8 * lines.STRETCH
         )
     steps, values = column.arrays()
     assert column.thinned
-    assert len(steps) <= 9 * records.STRETCH
+    assert len(steps) <= 9 * lines.STRETCH
     assert np.diff(steps).min() == 1
     assert np.isnan(values).sum() == 1
 
@@ -360,13 +361,13 @@ def test_numbers_are_what_python_reads(tmp_path_factory: pytest.TempPathFactory,
 @pytest.mark.parametrize("before", [chr(code) for code in range(1, 128) if chr(code) not in "0123456789\n\r\b\f"])
 def test_what_stands_before_a_number_does_not_change_it(before: str) -> None:
     block = Block(f"{before}{before}12 {before}3.25\n".encode())
-    assert block.values(np.array([0]), Number((0,)))[0].tolist() == [12.0]
-    assert block.values(np.array([0]), Number((1,), 2))[0].tolist() == [3.25]
+    assert next(block.alike(*block.first))[1].values(Number((0,)))[0].tolist() == [12.0]
+    assert next(block.alike(*block.first))[1].values(Number((1,), 2))[0].tolist() == [3.25]
 
 
 def test_thousands() -> None:
     block = Block(b"a 1,234,567.5\n")
-    assert block.values(np.array([0]), Number((0, 1, 2), 3))[0].tolist() == [1234567.5]
+    assert next(block.alike(*block.first))[1].values(Number((0, 1, 2), 3))[0].tolist() == [1234567.5]
 
 
 # --- what was understood ---------------------------------------------------------------------------------------
