@@ -299,4 +299,5 @@ def in_log_space(scale: Scale) -> bool:
 def sigmoid(run: Run) -> bool:
     """Whether the losses are SigLIP's: it is stated, or the model has the bias that only they need."""
     stated = run.facts.get("loss_kind")
-    return (stated is not None and stated.value == "sigmoid") or any("logit_bias" in name for name in run.tensors)
+    saved = run.checkpoint.tensors if run.checkpoints else ()
+    return (stated is not None and stated.value == "sigmoid") or any("logit_bias" in name for name in saved)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import exp, log
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.events import learning_rate, log_scale, scales
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space, sigmoid
 
 
@@ -14,7 +15,7 @@ def logit_scale_above_cap(run: Run, *, cap: float = log(100)) -> Iterator[Findin
     Why: CLIP clips exp(logit_scale) at 100 "to prevent training instability"; over it the softmax saturates, and in
     float16 the scale overflows. Branch scales are the ones that a clamp forgets.
     Evidence: the value in log space, against ln 100 and what rounding of the stored type and one step may add (a clamp
-    before the forward leaves the last update in the checkpoint).
+    before the forward leaves the last update in the checkpoint). Without weights, the last logged value.
     Benign: resting at the cap; a parameter that holds a temperature or a raw scale (told by name and size); the
     sigmoid loss, which has no cap.
     Fix: clamp every scale, those of the branches too, to ln 100 after each optimizer step.
@@ -22,6 +23,9 @@ def logit_scale_above_cap(run: Run, *, cap: float = log(100)) -> Iterator[Findin
     """
     if sigmoid(run):
         raise Missing("the sigmoid loss has no cap on its scale")
+    if not run.checkpoints:
+        yield from _by_log(run, cap)
+        return
     for scale in run.scales():
         if not in_log_space(scale):
             continue
@@ -42,6 +46,35 @@ def logit_scale_above_cap(run: Run, *, cap: float = log(100)) -> Iterator[Findin
                         why=f"ln 100, give or take {allowed:.2g} for rounding and one step",
                         source=str(scale.tensor.source),
                         step=run.checkpoint.step,
+                    ),
+                ),
+            )
+
+
+def _by_log(run: Run, cap: float) -> Iterator[Finding]:
+    """The scales whose last logged value is over the cap by more than two printed places and Adam's largest step."""
+    logged = [one for one in scales(run) if len(log_scale(one)[1])]
+    if not logged:
+        raise Missing("no logit scale was found, in weights or in a log")
+    rates = learning_rate(run)
+    step = 3.2 * (float(rates.values.max()) if rates is not None else run.number("learning_rate", 0.01))
+    for series in logged:
+        last = float(log_scale(series)[1][-1])
+        printed = (series.resolution or 0.0) / min(abs(float(series.values[-1])), 1.0)  # in log space, or finer
+        allowed = 1e-3 + step + 2 * printed
+        if last > cap + allowed:
+            yield Finding(
+                message=f"{series.name} is logged as {last:.4f}: a scale of {exp(last):.1f}, over the cap of "
+                f"{exp(cap):.0f}.",
+                where=series.name,
+                evidence=(
+                    Evidence(
+                        name="logit scale",
+                        value=round(last, 5),
+                        expected=f"at most {cap:.4f}",
+                        why=f"ln 100, give or take {allowed:.2g} for the decimal places and one step",
+                        source=str(series.source),
+                        step=int(series.steps[-1]),
                     ),
                 ),
             )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import exp, log
 
 from fgclip_doctor import Evidence, Finding, Run, Severity, check
+from fgclip_doctor.events import learning_rate, log_scale, scales
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space, origin, sigmoid
 from fgclip_doctor.run import Checkpoint, Missing, Scale
 
@@ -19,7 +20,8 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
     Why: CLIP ends its training at a scale of 100; trained features under the scale of a new model (14.3) give a loss
     far from the one they were trained for. A raw scale or a temperature in a log-space parameter is off by orders.
     Evidence: where the scale can have started, from its value in the first checkpoint and what the learning rates allow
-    it to have moved; how the run started, from the norm gains; the base's own scale, with --base.
+    it to have moved; how the run started, from the norm gains; the base's own scale, with --base. From a log alone:
+    a first logged value of 1, which is wrong for every start.
     Benign: a value that the base or the configuration declares. The default of 2.6592 that transformers writes into
     every configuration declares nothing. Without a base, nothing is said of a scale that may have moved by more than
     `widest`.
@@ -27,6 +29,9 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
     scratch: ln(1/0.07) = 2.6592; with the sigmoid loss ln 10 = 2.3026.
     Sources: Radford et al. 2021, section 2.5; Zhai et al. 2023 (SigLIP), section 3.3; huggingface/transformers#13430.
     """
+    if not run.checkpoints:
+        yield from _by_log(run, widest)
+        return
     judged = 0
     reasons: list[str] = []
     for scale in run.scales():
@@ -78,8 +83,8 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
     if own is not None:
         return (value, f"{own.item():.4f}", f"that is {own.name} of the base"), reach
     named_so = in_log_space(scale) or "logit_scale" in tensor.name
-    for raw, what in RAW.items():
-        if named_so and may_be(raw) and not may_be(0.0):  # 0 is where a collapsed scale is clamped
+    for raw, what in RAW.items():  # a saved exp() moves by itself times the move of its logarithm
+        if named_so and (may_be(raw) or abs(value - raw) <= raw * reach) and not may_be(0.0):  # 0: clamped, collapsed
             return (raw, f"{log(raw if raw > 1 else 1 / raw):.4f}", f"{raw:.4g} is {what}, not its logarithm"), reach
     if named_so and may_be(1.0):
         return (1.0, f"{TRAINED:.4f} or {SCRATCH:.4f}", f"1 is what torch.ones makes: a scale of {exp(1.0):.2f}"), reach
@@ -91,3 +96,34 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
     if not start.pretrained and may_be(TRAINED):
         return (TRAINED, f"{SCRATCH:.4f}", f"the run started from new weights ({start.why})"), reach
     return None, reach
+
+
+def _by_log(run: Run, widest: float) -> Iterator[Finding]:
+    """The scales that a log has at 1 before they can have come there from where a scale starts."""
+    rates = learning_rate(run)
+    if rates is None and "learning_rate" not in run.facts:
+        raise Missing("the learning rate is not known; --fact learning_rate=VALUE states it")
+    rate = run.number("learning_rate", float(rates.values.max()) if rates is not None else 0.0)
+    logged = [one for one in scales(run) if "logit" in one.name.lower() and len(log_scale(one)[1])]
+    if not logged:
+        raise Missing("no logit scale was found, in weights or in a log")
+    for series in logged:
+        steps, values = log_scale(series)
+        first, step = float(values[0]), int(steps[0])
+        reach = 3.2 * rate * max(step, 1)
+        if reach <= widest and abs(first - 1.0) <= reach + max(ROUNDED, series.resolution or 0.0):
+            yield Finding(
+                message=f"{series.name} is {first:.4g} at step {step}: 1 is what torch.ones makes, a scale of "
+                f"{exp(1.0):.2f}, where {TRAINED:.4f} (fine-tuning) or {SCRATCH:.4f} (from scratch) was due.",
+                where=series.name,
+                evidence=(
+                    Evidence(
+                        name="logit scale",
+                        value=round(first, 5),
+                        expected=f"{TRAINED:.4f} or {SCRATCH:.4f}",
+                        why=f"it can have moved by {reach:.2g} at most since the start",
+                        source=str(series.source),
+                        step=step,
+                    ),
+                ),
+            )

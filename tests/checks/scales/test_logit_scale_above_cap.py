@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from fgclip_doctor import Missing, Run
 from fgclip_doctor_checks.scales.logit_scale_above_cap import logit_scale_above_cap
-from tests.runs import adam, checkpoint, run
+from tests.runs import adam, checkpoint, run, series
 
 CAP = log(100)
 
@@ -55,3 +56,26 @@ def test_skipped_for_the_sigmoid_loss_and_without_scales() -> None:
         list(logit_scale_above_cap(scaled(4.8, loss_kind="sigmoid")))
     with pytest.raises(Missing, match="no logit scale"):
         list(logit_scale_above_cap(run(checkpoint({"x": np.ones(3)}))))
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "findings"),
+    [
+        ("logit_scale", 5.0, 1),
+        ("logit_scale", CAP + 0.0013, 0),
+        ("logit_scale", CAP + 0.0020, 1),
+        ("logit_scale", CAP, 0),
+        ("train/logit_scale", 100.0, 0),
+        ("train/logit_scale", 150.0, 1),
+        ("temperature", 0.01, 0),
+        ("temperature", 0.005, 1),
+    ],
+)
+def test_a_log_is_read_without_weights(name: str, last: float, findings: int) -> None:
+    log_alone = run(logged=[series(name, [last, last]), series("learning_rate", [1e-4, 1e-4])])
+    assert len(list(logit_scale_above_cap(log_alone))) == findings
+
+
+def test_a_rounded_log_at_the_cap_is_quiet() -> None:
+    rounded = replace(series("temperature", [0.0098, 0.0098]), resolution=1e-4)
+    assert not list(logit_scale_above_cap(run(logged=[rounded])))

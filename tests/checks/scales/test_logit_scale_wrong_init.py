@@ -8,7 +8,7 @@ import pytest
 
 from fgclip_doctor import Missing, Run
 from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
-from tests.runs import checkpoint, run
+from tests.runs import checkpoint, run, series
 
 RNG = np.random.default_rng(0)
 TRAINED_NORMS = {f"blocks.{block}.norm.weight": RNG.normal(1, 0.3, 64) for block in range(4)}
@@ -111,3 +111,33 @@ def test_flips_at_its_threshold(widest: float, *, skipped: bool) -> None:
 def test_skipped_where_the_norms_can_not_tell() -> None:
     with pytest.raises(Missing, match="norm gains"):
         list(logit_scale_wrong_init(scaled(2.6592, {})))
+
+
+@pytest.mark.parametrize(("value", "findings"), [(99.0, 1), (98.6, 0)])
+def test_a_raw_scale_may_have_moved_by_its_share(value: float, findings: int) -> None:
+    saved = scaled(value, TRAINED_NORMS, lr=1.4e-5)  # a reach of 0.011 in log space
+    assert len(list(logit_scale_wrong_init(saved))) == findings
+
+
+def logged(first: float, *, name: str = "logit_scale", step: int = 10, rate: float = 1e-4) -> Run:
+    scale = series(name, [first, 1.1], [step, 500])
+    return run(logged=[scale, series("learning_rate", [rate, rate], [step, 500])])
+
+
+@pytest.mark.parametrize(("first", "findings"), [(1.0, 1), (1.003, 1), (1.005, 0), (2.6592, 0), (log(100), 0)])
+def test_a_log_that_begins_at_one_is_named_within_its_reach(first: float, findings: int) -> None:
+    assert len(list(logit_scale_wrong_init(logged(first)))) == findings
+
+
+@pytest.mark.parametrize(("name", "step"), [("temperature", 10), ("logit_scale", 400)], ids=["temperature", "late"])
+def test_a_log_that_may_have_come_to_one_is_quiet(name: str, step: int) -> None:
+    if name == "temperature":
+        with pytest.raises(Missing, match="no logit scale"):
+            list(logit_scale_wrong_init(logged(1.0, name=name, step=step)))
+    else:
+        assert not list(logit_scale_wrong_init(logged(1.0, name=name, step=step)))
+
+
+def test_a_log_without_a_learning_rate_is_not_judged() -> None:
+    with pytest.raises(Missing, match="learning rate"):
+        list(logit_scale_wrong_init(run(logged=[series("logit_scale", [1.0, 1.0], [1, 2])])))
