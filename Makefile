@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs gauntlet clean
 .DEFAULT_GOAL := test
 
 .venv/ready: pyproject.toml constraints.txt
@@ -24,6 +24,9 @@ lint: .venv/ready
 docs: .venv/ready  ## rewrite what is generated: the tables of rules and of faults
 	$(BIN)/python scripts/rules_table.py
 	$(BIN)/python scripts/faults_table.py
+
+gauntlet: .venv/ready  ## every planted fault and every sound run, a quarter of an hour; renews docs/gauntlet.md
+	$(BIN)/python -m tests.gauntlet --jobs 2 --write
 
 clean:
 	rm -rf .venv

@@ -7,27 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+
+from tests.kept import Kept
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
-
-Make = Callable[[Path], object]
-
-
-class Kept:
-    """A folder in which each artefact is made once, by whoever asks first."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-
-    def once(self, name: str, make: Make) -> Path:
-        path, unfinished = self.folder / name, self.folder / f"{name}.unfinished"
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                make(unfinished)
-                unfinished.rename(path)
-        return path
 
 
 @pytest.fixture(scope="session")
