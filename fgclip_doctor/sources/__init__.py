@@ -8,13 +8,21 @@ from pathlib import Path
 
 from fgclip_doctor.run import Checkpoint, Optimizer, Run, Tensor
 from fgclip_doctor.sources import checkpoint as checkpoints
+from fgclip_doctor.sources import mlflow_run, parquet_file, tensorboard_events, text_log, trainer, wandb_run
 from fgclip_doctor.sources import optimizer as optimizers
 from fgclip_doctor.sources import roles as parts
-from fgclip_doctor.sources import tensorboard_events, text_log, trainer
 from fgclip_doctor.sources.alignment import under_names_of
 from fgclip_doctor.sources.checkpoint import Found
 from fgclip_doctor.sources.facts import stated
 from fgclip_doctor.sources.files import Unreadable, reason
+
+# Files that say by their first bytes what they are, and hold no weights
+LOGS = (
+    (tensorboard_events.is_event_file, tensorboard_events.read),
+    (wandb_run.is_history, wandb_run.read),
+    (mlflow_run.is_database, mlflow_run.read),
+    (parquet_file.is_parquet, parquet_file.read),
+)
 
 
 def load(
@@ -29,7 +37,7 @@ def load(
     `base` is where the run started from; its tensors take the names that the run has for them. `facts` states what no
     artefact says, and wins over what one does; after it the newest checkpoint wins, then the run directory around it,
     then older checkpoints, and in each training_args.bin, trainer_state.json, scheduler.pt, config.json, in this order;
-    then TensorBoard's event files, and then logs and tables.
+    then TensorBoard's event files, W&B's and MLflow's directories, and then logs and tables.
     `roles` names parts of the model. Raises `Unreadable`, with a line that begins with the path, if nothing at all
     could be read from one of the paths; what can't be read of the rest is told in `Run.problems`.
     """
@@ -89,8 +97,11 @@ def _read_there(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
     inner = checkpoints.inner_checkpoints(path) if is_directory else []
     around = bool(inner) and checkpoints.is_checkpoint(path)
     if not is_directory:
-        if tensorboard_events.is_event_file(path):
-            return [], [], [tensorboard_events.read(path)]
+        if mlflow_run.is_within_database(path):
+            return [], [], [mlflow_run.read(path.parent, path.name)]
+        for is_one, read in LOGS:
+            if is_one(path):
+                return [], [], [read(path)]
         if text_log.is_log(path):
             try:
                 return [], [], [text_log.read(path)]
@@ -100,14 +111,18 @@ def _read_there(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
         return [checkpoints.read_file(path)], [], []
     found = [_read(one) for one in inner] if inner else [checkpoints.read_directory(path)]
     outer = [checkpoints.read_directory(path)] if around else []
-    logs = text_log.beside(path)
+    logs = [*wandb_run.beside(path), *mlflow_run.beside(path), *parquet_file.beside(path)]
+    logs += [] if wandb_run.keeps(path) else text_log.beside(path)
     try:
         logs.insert(0, tensorboard_events.read(path))
     except Unreadable as error:
         found[0].problems.append(error.bare())
     if all(one.empty for one in [*found, *outer]) and not any(log.series or log.facts for log in logs):
-        problems = [error for one in found for error in one.problems]
-        raise (problems[0] if problems else Unreadable(path, "holds no checkpoint, weights, trainer state or log"))
+        problems = [str(error) for one in found for error in one.problems]
+        problems += [line for log in logs for line in log.problems]
+        if problems:
+            raise Unreadable(*problems[0].split(": ", 1))
+        raise Unreadable(path, "holds no checkpoint, weights, trainer state or log")
     if not inner and found[0].empty:
         return [], found, logs
     return found, outer, logs
