@@ -138,6 +138,15 @@ def turns(values: ArrayLike, least: float) -> list[int]:
     return extremes
 
 
+def smooth(values: Floats, blocks: int = 96) -> tuple[Floats, float]:
+    """Medians of neighbours, at most so many of them, and the error of one by the noise of the series."""
+    import numpy as np
+
+    size = max(1, -(-len(values) // blocks))
+    levels = condensed(np.arange(len(values)), values, blocks)[1]
+    return levels, noise(values) * (MEDIAN_ERROR / sqrt(size) if size > 2 else 1.0)
+
+
 def period(steps: Steps, values: Floats) -> tuple[float, float]:
     """The period, in steps, with which a series repeats itself best, and how well: its autocorrelation there, 0 to 1.
 
@@ -188,9 +197,7 @@ def spikes(values: Floats, *, factor: float, errors: float, window: int = 64) ->
     count = max(1, len(logs) // window)
     blocks = np.array_split(logs, count) if count > 1 else [logs]
     middles = np.array([np.median(block) for block in blocks])
-    widths = np.array(
-        [NORMAL * np.median(np.abs(block - middle)) for block, middle in zip(blocks, middles, strict=True)]
-    )
+    widths = middles - np.array([np.quantile(block, 0.16) for block in blocks])  # spikes don't widen the lower side
     beside = np.pad(middles, 1, mode="edge")
     top = np.max([beside[:-2], beside[1:-1], beside[2:]], axis=0)
     width = np.max([np.pad(widths, 1, mode="edge")[place : place + count] for place in range(3)], axis=0)
@@ -204,3 +211,24 @@ def constant(values: Floats, resolution: float | None = None) -> bool:
     import numpy as np
 
     return bool(len(values)) and float(np.ptp(values)) <= max(resolution or 0.0, 1e-9 * float(np.abs(values).max()))
+
+
+def by_step(steps: Steps, values: Floats) -> tuple[Steps, Floats]:
+    """The finite values in order of step, of several at one step the last."""
+    import numpy as np
+
+    steps, values = finite(steps, values)
+    order = np.argsort(steps, kind="stable")
+    steps, values = steps[order], values[order]
+    last = np.append(steps[1:] != steps[:-1], True)[: len(steps)]
+    return steps[last], values[last]
+
+
+def detrended(values: Floats) -> Floats:
+    """What is left of a series when its trend is taken out: a cubic, or of under 15 values a line."""
+    import numpy as np
+
+    places = np.linspace(-1.0, 1.0, len(values))
+    return np.asarray(
+        values - np.polyval(np.polyfit(places, values, 3 if len(values) >= 15 else min(1, len(values) - 1)), places)
+    )

@@ -141,3 +141,19 @@ def _scales(run: Run) -> Iterator[Event]:
         for shift in dynamics.shifts(values, window=window, least=0.1, errors=8.0):
             detail = f"{series.name} from {shift.before:.4g} to {shift.after:.4g}"
             yield Event("scale", int(steps[shift.index]), detail, series.source, shift.after)
+
+
+def steps_per_epoch(run: Run) -> float | None:
+    """Optimizer steps of one pass over the data: by what is configured, or by a logged epoch; None where neither is."""
+    import numpy as np
+
+    batch = run.number("micro_batch", 0.0) * run.number("accumulation", 1.0) * run.number("world_size", 1.0)
+    samples = run.number("dataset_size", 0.0)
+    if batch and samples:
+        return max(1.0, samples / batch)
+    for name, series in run.series.items():
+        if re.fullmatch(r"(?:.*/)?epochs?", name, re.IGNORECASE) and len(series.values) > 2:
+            steps, values = dynamics.finite(series.standing.steps, series.standing.values)
+            done = float(values[-1] - values[0]) if len(values) else 0.0
+            return float(steps[-1] - steps[0]) / done if done > 0 and not np.array_equal(steps, values) else None
+    return None

@@ -7,12 +7,61 @@ from math import sqrt
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import dynamics, events, theory
-from fgclip_doctor.run import Missing, Run
-from fgclip_doctor.terms import Term, logged_candidates
+from fgclip_doctor.run import Missing, Run, Series
+from fgclip_doctor.terms import Term, logged_candidates, terms
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A logged loss with its yardstick, where it is known. Finite values, of what a restart didn't redo."""
+
+    name: str
+    series: Series
+    term: Term | None
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+def courses(run: Run) -> list[Course]:
+    """Every logged loss: each term, and the total only where no term was logged."""
+    try:
+        known = {one.name: one for one in terms(run) if isinstance(one, Term)}
+    except Missing:
+        known = {}
+    logged = {
+        role[5:]: run.loss(role[5:]) for role, name in run.roles.items() if role[:5] == "loss." and name in run.series
+    }
+    if len(logged) > 1:
+        logged.pop("total", None)
+    if not logged:
+        raise Missing("no loss was logged")
+    return [
+        Course(name, series, known.get(name), *dynamics.finite(series.steps, series.values))
+        for name, series in logged.items()
+    ]
+
+
+def stretch(run: Run, course: Course, *, early: int = 20) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The longest stretch of a loss, after the warmup and the first 5 %, in which nothing is known to have happened.
+
+    A jump that its bank explains ends a stretch too, though nobody told of it.
+    """
+    import numpy as np
+
+    steps, values = course.steps, course.values
+    if not len(steps):
+        return steps, values
+    begin = max(early, events.warmed_up(run), steps[0] + 0.05 * (steps[-1] - steps[0]))
+    ends = {event.step for event in events.events(run) if event.step > begin}
+    jump = bank_jump(course.term, agreement=0.2) if course.term is not None else None
+    ends |= {jump[0].index} if jump is not None else set()
+    edges = np.searchsorted(steps, [begin + 1, *sorted(ends), steps[-1] + 1])
+    longest = int(np.diff(edges).argmax())
+    return steps[edges[longest] : edges[longest + 1]], values[edges[longest] : edges[longest + 1]]
 
 
 def rise(term: Term, points: int = 5) -> dynamics.Shift | None:

@@ -5,18 +5,26 @@ from fgclip_doctor_checks.banks.bank_holds_noise import bank_holds_noise
 from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
 from fgclip_doctor_checks.banks.bank_not_in_checkpoint import bank_not_in_checkpoint
 from fgclip_doctor_checks.banks.bank_rows_not_unit import bank_rows_not_unit
+from fgclip_doctor_checks.clocks.accumulation_loss_scaled import accumulation_loss_scaled
 from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
 from fgclip_doctor_checks.clocks.partial_resume import partial_resume
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
+from fgclip_doctor_checks.gradients.gradient_spike import gradient_spike
 from fgclip_doctor_checks.gradients.parameter_never_got_gradient import parameter_never_got_gradient
 from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_not_in_optimizer
 from fgclip_doctor_checks.gradients.parameter_unchanged import parameter_unchanged
 from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
 from fgclip_doctor_checks.gradients.weight_decay_on_scale import weight_decay_on_scale
+from fgclip_doctor_checks.losses.dead_loss_term import dead_loss_term
 from fgclip_doctor_checks.losses.loss_at_chance import loss_at_chance
+from fgclip_doctor_checks.losses.loss_diverges import loss_diverges
+from fgclip_doctor_checks.losses.loss_noise_is_sampling import loss_noise_is_sampling
 from fgclip_doctor_checks.losses.loss_not_finite import loss_not_finite
+from fgclip_doctor_checks.losses.loss_oscillates import loss_oscillates
+from fgclip_doctor_checks.losses.loss_plateau import loss_plateau
 from fgclip_doctor_checks.losses.yardstick_moved import yardstick_moved
 from fgclip_doctor_checks.scales.logit_scale_above_cap import logit_scale_above_cap
+from fgclip_doctor_checks.scales.logit_scale_collapsing import logit_scale_collapsing
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
 from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
 from fgclip_doctor_checks.weights.projection_transposed import projection_transposed
@@ -28,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     parameter_unchanged,
     updates_lost_to_rounding,
     weight_decay_on_scale,
+    gradient_spike,
     bank_never_active,
     bank_holds_noise,
     bank_not_in_checkpoint,
@@ -35,12 +44,19 @@ CHECKS: tuple[Check, ...] = (
     logit_scale_above_cap,
     logit_scale_wrong_init,
     logit_scale_frozen,
+    logit_scale_collapsing,
     warmup_in_wrong_clock,
     clock_ratio_wrong,
+    accumulation_loss_scaled,
     partial_resume,
     loss_at_chance,
     yardstick_moved,
+    loss_oscillates,
+    loss_noise_is_sampling,
+    loss_diverges,
     loss_not_finite,
+    dead_loss_term,
+    loss_plateau,
     weights_left_at_init,
     projection_transposed,
 )

@@ -1,0 +1,144 @@
+"""FGD404."""
+
+from collections.abc import Iterator
+from math import exp, log
+from typing import TYPE_CHECKING
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
+from fgclip_doctor.events import between
+from fgclip_doctor.run import Series
+from fgclip_doctor.sums import decompose
+from fgclip_doctor.terms import Term, terms
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@check("FGD404", "accumulation-loss-scaled", Severity.WARNING)
+def accumulation_loss_scaled(run: Run, *, tolerance: float = 0.005, start: float = 0.15) -> Iterator[Finding]:
+    """The loss, and the gradient with it, is off by the number of accumulated micro-batches.
+
+    Why: a micro-batch's loss that is not divided by the accumulation makes every gradient that many times too large,
+    and one that is divided twice that much too small: the clipping threshold, Adam's eps and every comparison with
+    another run mean something else. Nothing raises.
+    Evidence: a log. The largest weight of a term in the total is the accumulation itself, or one over it, to
+    `tolerance`; or the loss jumps by just that factor; or the first values are that many times what features that know
+    nothing give, to the share `start`, with candidates and scale known.
+    Benign: the shuffled captions of a high scale, whose loss is over the null level by no such factor; a bank that came
+    on; a sudden drop of the loss, which the gradient doesn't follow by that factor; an accumulation of 1.
+    Fix: divide by the accumulation once. With transformers' Trainer a compute_loss_func, or a forward that takes
+    **kwargs, has to do it itself; compare the first logged loss at accumulation 1 and k.
+    Sources: huggingface/transformers#34191, #35438 and #37766 (the loss times the accumulation, and no error).
+    """
+    count = run.number("accumulation")
+    if count < 2:
+        raise Missing("nothing is accumulated")
+    judged = 0
+    try:
+        found = decompose(run)
+    except Missing:
+        found = None
+    if found is not None:
+        judged += 1
+        weight = max(found.weights)
+        name = found.parts[found.weights.index(weight)].name
+        for factor, what in ((count, "not divided by it"), (1 / count, "divided by it twice")):
+            if abs(weight / factor - 1) <= tolerance:
+                yield _finding(
+                    found.total.name,
+                    f"{found.total.name} counts {name} {weight:.4g} times with an accumulation of {count:g}: {what}.",
+                    Evidence(
+                        name=f"weight of {name} in the total",
+                        value=weight,
+                        expected=1.0,
+                        why=f"fitted at {len(found.steps)} steps; the accumulation is {count:g}",
+                        source=str(found.total.source),
+                    ),
+                )
+    for name in dict.fromkeys(name for role, name in run.roles.items() if role.startswith("loss.")):
+        if name in run.series and (jump := _jump(run, name, count)) is not None:
+            judged += 1
+            if jump.error:
+                yield _jumped(run, name, jump, count)
+    for term in terms(run):
+        if isinstance(term, Missing) or term.scale is None or term.sigmoid or term.assumed:
+            continue
+        first = _first(term)
+        judged += first is not None
+        if first is not None and first > 1.5 * term.null.level:
+            low, high = (1 - start) * term.chance, (1 + start) * term.null.level
+            if low <= first / count <= high:
+                yield _finding(
+                    term.series.name,
+                    f"The first {term.name} losses are {first:.2f}, {count:g} times the {term.chance:.2f} to "
+                    f"{term.null.level:.2f} that features give which know nothing: not divided by the accumulation.",
+                    Evidence(
+                        name="first loss",
+                        value=first,
+                        expected=f"{term.chance:.3f} to {term.null.level:.3f}",
+                        why=f"chance and null level: {term.counted}; the accumulation is {count:g}",
+                        source=str(term.series.source),
+                    ),
+                )
+    if not judged:
+        raise Missing("no loss was logged with its terms, or with known candidates and scale")
+
+
+def _first(term: Term) -> float | None:
+    """The mean of the first values, which one step of learning has hardly changed."""
+    values = dynamics.finite(term.series.steps, term.series.values)[1]
+    return float(values[: min(3, len(values))].mean()) if len(values) >= 3 else None
+
+
+def _jump(run: Run, name: str, count: float) -> dynamics.Shift | None:
+    """A jump of a loss by the factor `count`, up or down, with `index` a step; one without an error if there is none.
+
+    The gradient norm has to jump with it, where one was logged, and nothing else may have happened there.
+    """
+    steps, shifts = _ratios(run.series[name].standing, count)
+    if not len(steps):
+        return None
+    norms = _ratios(run.series["grad_norm"].standing, count) if "grad_norm" in run.series else None
+    every = int(steps[-1] - steps[0]) // max(len(steps) - 1, 1) + 1
+    for shift in shifts:
+        at = int(steps[shift.index])
+        told = between(run, at - 3 * every, at + 3 * every)
+        followed = norms is None or any(
+            abs(int(norms[0][one.index]) - at) <= 3 * every and one.size * shift.size > 0 for one in norms[1]
+        )
+        if followed and (told is None or told.kind == "resume"):
+            return dynamics.Shift(at, shift.before, shift.after, max(shift.error, 1e-9))
+    return dynamics.Shift(0, 0.0, 0.0, 0.0)
+
+
+def _ratios(series: Series, count: float) -> tuple["NDArray[np.int64]", list[dynamics.Shift]]:
+    """Steps of a series, and the shifts of its logarithm that are just by `count`; no steps where it is too short."""
+    import numpy as np
+
+    steps, values = dynamics.condensed(*dynamics.finite(series.steps, series.values))
+    window = min(10, len(values) // 3)
+    if window < 4 or (values <= 0).any():
+        return steps[:0], []
+    found = dynamics.shifts(np.log(values), window=window, least=0.9 * log(count), errors=8.0)
+    return steps, [one for one in found if abs(abs(one.size) - log(count)) <= min(0.15, 3 * one.error + 0.01)]
+
+
+def _jumped(run: Run, name: str, jump: dynamics.Shift, count: float) -> Finding:
+    return _finding(
+        name,
+        f"{name} goes from {exp(jump.before):.3f} to {exp(jump.after):.3f} at step {jump.index}, by the "
+        f"accumulation of {count:g}: it is scaled differently from there on.",
+        Evidence(
+            name="ratio of the levels",
+            value=exp(abs(jump.size)),
+            expected=1.0,
+            why=f"+- {jump.error:.2g} of it; the accumulation is {count:g}",
+            source=str(run.series[name].source),
+            step=jump.index,
+        ),
+    )
+
+
+def _finding(where: str, message: str, evidence: Evidence) -> Finding:
+    return Finding(message=message, where=where, evidence=(evidence,))

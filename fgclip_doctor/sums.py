@@ -1,0 +1,116 @@
+"""The total loss as a weighted sum of the terms that were logged beside it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fgclip_doctor import dynamics
+from fgclip_doctor.run import Missing, Run, Series
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+HELD_OUT = re.compile(r"(?:^|[._/])(?:eval|val|valid|validation|test)(?:[._/]|$)")
+NO_TERM = re.compile(r"scale|weight|ratio|bits|noise|chance|coef|train_loss$")
+FEWEST = 20  # rows that a sum is told by
+EXACT = 2e-3  # of the spread of the total: what rounding and running means may leave
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """``total = constant + sum of weight * part``, at the steps at which all of them were logged."""
+
+    total: Series
+    parts: tuple[Series, ...]
+    weights: tuple[float, ...]
+    constant: float
+    error: float  # of the constant
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]  # of the parts, (steps, parts)
+    residuals: NDArray[np.float64]  # of the total
+    resolution: float  # what a residual may be by rounding
+
+
+def total_of(run: Run) -> Series:
+    name = run.roles.get("loss.total")
+    if name is None or name not in run.series:
+        raise Missing("no total loss was logged")
+    return run.series[name].standing
+
+
+def parts_of(run: Run) -> list[Series]:
+    """The logged training losses besides the total, each once."""
+    total = run.roles.get("loss.total")
+    return [
+        one.standing
+        for name, one in run.series.items()
+        if name != total
+        and "loss" in name.lower()
+        and not HELD_OUT.search(name.lower())
+        and not NO_TERM.search(name.lower())
+        and len(one.values)
+    ]
+
+
+def decompose(run: Run) -> Sum:
+    """The total as a sum of its parts. `Missing` where it isn't one, to within rounding, at most of its steps."""
+    import numpy as np
+
+    total, parts = total_of(run), parts_of(run)
+    if not parts:
+        raise Missing("no term of the loss was logged beside the total")
+    tables = [dynamics.by_step(one.steps, one.values) for one in (total, *parts)]
+    steps = tables[0][0]
+    for other, _ in tables[1:]:
+        steps = steps[np.isin(steps, other)]
+    if len(steps) < FEWEST:
+        raise Missing(f"total and terms were logged together at fewer than {FEWEST} steps")
+    columns = [values[np.searchsorted(at, steps)] for at, values in tables]
+    y, x = columns[0], np.stack(columns[1:], axis=1)
+    kept = _independent(x)
+    parts, x = [parts[one] for one in kept], x[:, kept]
+    if not parts:
+        raise Missing("no term of the loss changes")
+    resolution = (total.resolution or 0.0) + float(np.mean([abs(one.resolution or 0.0) for one in parts])) * len(parts)
+    rows = np.ones(len(y), dtype=bool)
+    design = np.column_stack([np.ones(len(y)), x])
+    for _ in range(30):
+        fitted = np.linalg.lstsq(design[rows], y[rows], rcond=None)[0]
+        residuals = y - design @ fitted
+        limit = max(4 * dynamics.spread(residuals[rows]), EXACT * dynamics.spread(y), resolution)
+        if (again := np.abs(residuals) <= limit).sum() < max(len(y) // 2, len(fitted) + 2) or (again == rows).all():
+            break
+        rows = again
+    left = float(residuals[rows].std())
+    if left > max(EXACT * float(y.std()), resolution) or rows.sum() < max(len(y) // 2, FEWEST // 2):
+        raise Missing("the total is no sum of the terms that were logged")
+    covariance = np.linalg.pinv(design[rows].T @ design[rows]) * max(left, resolution / 4, 1e-12) ** 2
+    return Sum(
+        total=total,
+        parts=tuple(parts),
+        weights=tuple(map(float, fitted[1:])),
+        constant=float(fitted[0]),
+        error=float(np.sqrt(covariance[0, 0])),
+        steps=steps,
+        values=x,
+        residuals=residuals,
+        resolution=max(limit, resolution),
+    )
+
+
+def _independent(columns: NDArray[np.float64]) -> list[int]:
+    """Which columns change, without those that are a constant and a multiple of one before."""
+    import numpy as np
+
+    kept: list[int] = []
+    for place in range(columns.shape[1]):
+        one = columns[:, place] - columns[:, place].mean()
+        size = float(np.linalg.norm(one))
+        others = [columns[:, other] - columns[:, other].mean() for other in kept]
+        alike = any(abs(one @ other) > (1 - 1e-9) * size * np.linalg.norm(other) for other in others)
+        if size > 1e-9 * max(1.0, float(np.abs(columns[:, place]).max())) and not alike:
+            kept.append(place)
+    return kept
