@@ -17,6 +17,7 @@ from fgclip_doctor.registry import Check, RegistryError, installed_checks, selec
 
 if TYPE_CHECKING:
     from fgclip_doctor.diagnosis import Report
+    from fgclip_doctor.findings import Severity
     from fgclip_doctor.run import Run
 
 LONG_READ_BYTES = 1 << 28  # from here on, reading takes long enough for a progress bar
@@ -34,6 +35,10 @@ app = typer.Typer(
 class Format(StrEnum):
     TEXT = "text"
     JSON = "json"
+    GITHUB = "github"
+    JUNIT = "junit"
+    SARIF = "sarif"
+    MARKDOWN = "markdown"
 
 
 def _examples(*commands: str) -> str:
@@ -131,6 +136,12 @@ def audit(
     fail_on: Annotated[
         str | None, typer.Option("--fail-on", help="Exit with 1 from here on: error (default), warning, info, never.")
     ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", readable=False, help="Findings that were there before: set aside.")
+    ] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Write what is found now to the baseline, and leave with 0.")
+    ] = False,
     config_file: ConfigFile = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also list what passed and what was skipped.")
@@ -143,12 +154,16 @@ def audit(
     ] = False,
 ) -> None:
     """Say what a checkpoint or a run directory tells: each fault, its evidence, its cause and its fix."""
+    from fgclip_doctor import policy
     from fgclip_doctor.diagnosis import diagnose
     from fgclip_doctor.sources import cache, load
     from fgclip_doctor.sources.files import Unreadable
 
     try:
+        if update_baseline and baseline is None:
+            raise ConfigError("--update-baseline needs --baseline FILE")
         config, checks = _settings(config_file, select, ignore)
+        accepted = policy.read_baseline(baseline) if baseline and not update_baseline else {}
         threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
         facts = {name: str(value) for name, value in config.facts.items()} | _facts(fact or [])
         with cache.kept_in(None if no_cache else cache.place(config.cache)):
@@ -157,11 +172,14 @@ def audit(
             if show_parse:
                 _explain_logs(paths, to_stderr=output_format is not Format.TEXT)
             _read_weights(run)
-            report = diagnose(run, checks, thresholds=config.thresholds)
-    except (ConfigError, RegistryError, Unreadable) as error:
-        raise _fail(str(error)) from None
-    _print(report, output_format, output, verbose)
-    raise typer.Exit(report.exit_code(threshold))
+            report = diagnose(run, checks, thresholds=config.thresholds, severities=config.severity)
+        report = policy.applied(report, set_aside=config.set_aside, baseline=accepted)
+        if baseline and update_baseline:
+            baseline.write_text(policy.baseline_of(report), encoding="utf-8")
+    except (ConfigError, RegistryError, Unreadable, OSError) as error:
+        raise _fail(_words(error)) from None
+    _print(report, output_format, output, verbose=verbose, threshold=threshold, checks=checks)
+    raise typer.Exit(0 if update_baseline else report.exit_code(threshold))
 
 
 @app.command(
@@ -316,20 +334,23 @@ def _read_weights(run: Run) -> None:
             progress.advance(task, tensor.nbytes)
 
 
-def _print(report: Report, output_format: Format, output: Path | None, verbose: bool) -> None:
-    if output_format is Format.JSON:
-        from fgclip_doctor.reports import json
+def _print(
+    report: Report,
+    output_format: Format,
+    output: Path | None,
+    *,
+    verbose: bool,
+    threshold: Severity | None,
+    checks: list[Check],
+) -> None:
+    if output_format is Format.TEXT and output is None and sys.stdout is not None and sys.stdout.isatty():
+        from rich.console import Console
 
-        rendered = json.render(report, version=__version__)
-    else:
         from fgclip_doctor.reports import text
 
-        if output is None and sys.stdout is not None and sys.stdout.isatty():
-            from rich.console import Console
-
-            Console().print(text.render_rich(report, verbose=verbose))
-            return
-        rendered = text.render(report, verbose=verbose)
+        Console().print(text.render_rich(report, verbose=verbose))
+        return
+    rendered = _rendered(report, output_format, verbose=verbose, threshold=threshold, checks=checks)
     if output is None:
         _show(rendered)
         return
@@ -337,3 +358,26 @@ def _print(report: Report, output_format: Format, output: Path | None, verbose: 
         output.write_text(rendered, encoding="utf-8")
     except OSError as error:
         raise _fail(_words(error)) from None
+
+
+def _rendered(
+    report: Report, output_format: Format, *, verbose: bool, threshold: Severity | None, checks: list[Check]
+) -> str:
+    from fgclip_doctor.reports import github, json, junit, markdown, sarif, text
+
+    match output_format:
+        case Format.JSON:
+            return json.render(report, version=__version__)
+        case Format.GITHUB:
+            if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+                with Path(summary).open("a", encoding="utf-8") as file:
+                    file.write(markdown.render(report, limit=github.SUMMARY_LENGTH))
+            return github.render(report)
+        case Format.JUNIT:
+            return junit.render(report, fail_on=threshold)
+        case Format.SARIF:
+            return sarif.render(report, version=__version__, checks=checks)
+        case Format.MARKDOWN:
+            return markdown.render(report)
+        case _:
+            return text.render(report, verbose=verbose)

@@ -4,8 +4,11 @@
 
     [tool.fgclip-doctor]
     select = ["FGD2", "logit-scale-above-cap"]
-    ignore = ["FGD108"]
+    ignore = ["FGD108", { rule = "FGD204", where = "text_queue", reason = "normalised on read" }]
     fail-on = "warning"
+
+    [tool.fgclip-doctor.severity]
+    FGD504 = "warning"
     cache = "/scratch/fgclip-doctor"  # of measurements; false for none
 
     [tool.fgclip-doctor.thresholds.logit-scale-above-cap]
@@ -59,12 +62,17 @@ class Config:
     roles: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
+    set_aside: tuple[Mapping[str, str], ...] = ()  # `rule`, `reason` and maybe `where`: findings that are shown as such
+    severity: Mapping[str, Severity] = field(default_factory=dict)
     cache: str | bool = True  # a directory, the usual one or none
     path: str = ""
 
     def check_against(self, checks: Iterable[Check]) -> None:
-        """Raise `ConfigError` for a threshold of a rule that isn't there, or that the rule doesn't have."""
+        """Raise `ConfigError` for a rule that isn't there, or a threshold that a rule doesn't have."""
         known = {key: check for check in checks for key in (check.code, check.name)}
+        for rule in (*self.severity, *(one["rule"] for one in self.set_aside)):
+            if rule not in known:
+                raise ConfigError(f"{self.path}: there is no rule {rule!r}")
         for rule, settings in self.thresholds.items():
             if rule not in known:
                 raise ConfigError(f"{self.path}: thresholds: there is no rule {rule!r}")
@@ -173,20 +181,34 @@ PLANNED: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = { 
 }
 
 
+def _set_aside(table: dict[str, Any], path: str) -> tuple[dict[str, Any], tuple[Mapping[str, str], ...]]:
+    """The table with plain rules left in ``ignore``, and of that list the tables, which have to give a reason."""
+    entries = table.get("ignore", [])
+    if not isinstance(entries, list):
+        return table, ()  # refused with the other lists
+    reasoned = [entry for entry in entries if isinstance(entry, dict)]
+    for entry in reasoned:
+        texts = all(isinstance(value, str) for value in entry.values())
+        if not texts or not {"rule", "reason"} <= entry.keys() <= {"rule", "reason", "where"} or not entry["reason"]:
+            raise ConfigError(f"{path}: ignore: {entry!r} must have a rule and a reason, and may have where")
+    return {**table, "ignore": [entry for entry in entries if not isinstance(entry, dict)]}, tuple(reasoned)
+
+
 def _parse(table: object, path: str) -> Config:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: [tool.{TABLE}] is not a table")
-    unknown = set(table) - {"select", "ignore", "fail-on", "thresholds", "roles", "facts", "plan", "cache"}
+    unknown = set(table) - {"select", "ignore", "fail-on", "thresholds", "roles", "facts", "plan", "cache", "severity"}
     if unknown:
         raise ConfigError(f"{path}: unknown setting {sorted(unknown)[0]!r}")
     lists = {}
+    table, set_aside = _set_aside(table, path)
     for key in ("select", "ignore"):
         value = table.get(key, [])
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
             raise ConfigError(f"{path}: {key} must be a list of codes or names")
         lists[key] = tuple(value)
     tables = {}
-    for key in ("thresholds", "roles", "facts"):
+    for key in ("thresholds", "roles", "facts", "severity"):
         value = table.get(key, {})
         inner = all(isinstance(entry, dict) for entry in value.values()) if isinstance(value, dict) else False
         if not isinstance(value, dict) or (key == "thresholds" and not inner):
@@ -199,8 +221,11 @@ def _parse(table: object, path: str) -> Config:
         raise ConfigError(f"{path}: cache must be a directory, or false for none")
     try:
         fail_on = parse_fail_on(str(table.get("fail-on", "error")))
+        severity = {rule: Severity(str(value)) for rule, value in tables["severity"].items()}
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: severity: {error}; it takes error, warning and info") from None
     return Config(
         select=lists["select"],
         ignore=lists["ignore"],
@@ -210,5 +235,7 @@ def _parse(table: object, path: str) -> Config:
         facts=tables["facts"],
         plan=_plan(table["plan"], path) if "plan" in table else Plan(),
         cache=cache,
+        set_aside=set_aside,
+        severity=severity,
         path=path,
     )

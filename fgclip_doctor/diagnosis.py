@@ -26,13 +26,15 @@ class Report:
     crashed: tuple[tuple[str, str], ...]  # code and the exception in one line
     problems: tuple[str, ...]  # what could not be read
     observations: tuple[Evidence, ...] = ()  # what was measured, whether or not it is a fault
+    suppressed: tuple[tuple[Finding, str], ...] = ()  # findings that the user set aside, and why
+    stale: tuple[str, ...] = ()  # what the baseline sets aside and is no longer found
 
     def count(self, severity: Severity) -> int:
         return sum(finding.severity is severity for finding in self.findings)
 
     def exit_code(self, fail_on: Severity | None) -> int:
         """0, 1 or 2 as the contract has it; `fail_on` None never fails on a finding."""
-        if self.crashed or not (self.findings or self.passed):
+        if self.crashed or not (self.findings or self.passed or self.suppressed):
             return 2  # silence is never a pass: a check that crashed or nothing that could be checked
         failing = fail_on is not None and any(finding.severity.at_least(fail_on) for finding in self.findings)
         return int(failing)
@@ -43,15 +45,17 @@ def diagnose(
     checks: Iterable[Check],
     *,
     thresholds: Mapping[str, Mapping[str, Any]] | None = None,
+    severities: Mapping[str, Severity] | None = None,
     on_check: Callable[[Check], object] = lambda check: None,
 ) -> Report:
     """Run every check on `run`. One that crashes is reported as such and hides nothing.
 
-    `thresholds` sets keyword arguments by code or by name of the check. `on_check` is called before each.
+    `thresholds` sets keyword arguments by code or by name of the check, `severities` another severity than its own.
+    `on_check` is called before each.
     """
     import numpy as np
 
-    thresholds = thresholds or {}
+    thresholds, severities = thresholds or {}, severities or {}
     fired: list[Finding] = []
     passed: list[str] = []
     skipped: list[tuple[str, str]] = []
@@ -59,9 +63,10 @@ def diagnose(
     with np.errstate(all="ignore"):  # weights may be any pattern of bits: what overflows is infinite, and no verdict
         for check in checks:
             on_check(check)
+            severity = severities.get(check.code, severities.get(check.name, check.severity))
             settings = {**thresholds.get(check.name, {}), **thresholds.get(check.code, {})}
             try:
-                findings = [_stamp(finding, check) for finding in check(run, **settings)]
+                findings = [_stamp(finding, check, severity) for finding in check(run, **settings)]
             except Missing as missing:
                 skipped.append((check.code, str(missing)))
             except Exception as error:  # noqa: BLE001 - a bug in one check must not hide what the others found
@@ -83,9 +88,9 @@ def diagnose(
     )
 
 
-def _stamp(finding: Finding, check: Check) -> Finding:
+def _stamp(finding: Finding, check: Check, severity: Severity) -> Finding:
     fix = finding.fix or check.sections.get("Fix", "")
-    return replace(finding, code=check.code, name=check.name, severity=check.severity, fix=fix)
+    return replace(finding, code=check.code, name=check.name, severity=severity, fix=fix)
 
 
 def _causes_first(fired: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -33,13 +33,15 @@ def document(report: Report, *, version: str) -> dict[str, Any]:
             "passed": len(report.passed),
             "skipped": len(report.skipped),
             "crashed": len(report.crashed),
-            "suppressed": 0,
+            "suppressed": len(report.suppressed),
         },
         "findings": [_finding(finding) for finding in report.findings],
         "skipped": _reasons(report.skipped),
         "passed": list(report.passed),
         "crashed": _reasons(report.crashed),
         "problems": list(report.problems),
+        "suppressed": [_finding(finding) | {"reason": reason} for finding, reason in report.suppressed],
+        "stale": list(report.stale),
         "observations": [_evidence(one) for one in report.observations],
     }
 

@@ -28,20 +28,26 @@ def render(report: Report, *, verbose: bool = False) -> str:
     lines = [f"fgclip-doctor: {inert(report.subject)}"]
     lines += [f"detected: {role}: {inert(name)}" for role, name in report.detected.items()]
     lines += [f"observed: {_evidence_line(one)}" for one in report.observations]
-    for finding in report.findings:
-        causes = f" [explained by {', '.join(finding.explained_by)}]" if finding.explained_by else ""
-        proof = "; ".join(_evidence_line(one) for one in finding.evidence)
-        rule = f"{finding.severity}: {finding.code} {finding.name}"
-        lines.append(
-            f"{rule}: {inert(finding.where)}: {inert(finding.message)}{causes} | evidence: {proof} | "
-            f"fix: {inert(finding.fix)}"
-        )
+    lines += [finding_line(finding) for finding in report.findings]
+    lines += [f"suppressed: {one.code}: {inert(one.where)}: {inert(reason)}" for one, reason in report.suppressed]
+    lines += [f"stale: {inert(line)} is no longer found, and can leave the baseline" for line in report.stale]
     lines += [f"crashed: {code}: {inert(reason)}" for code, reason in report.crashed]
     lines += [f"unreadable: {inert(problem)}" for problem in report.problems]
     if verbose:
         lines += [f"passed: {code}" for code in report.passed]
         lines += [f"skipped: {code}: {inert(reason)}" for code, reason in report.skipped]
     return "\n".join([*lines, verdict(report)]) + "\n"
+
+
+def finding_line(finding: Finding) -> str:
+    """A finding with all its proof on one line."""
+    causes = f" [explained by {', '.join(finding.explained_by)}]" if finding.explained_by else ""
+    proof = "; ".join(_evidence_line(one) for one in finding.evidence)
+    rule = f"{finding.severity}: {finding.code} {finding.name}"
+    return (
+        f"{rule}: {inert(finding.where)}: {inert(finding.message)}{causes} | evidence: {proof} | "
+        f"fix: {inert(finding.fix)}"
+    )
 
 
 def render_rich(report: Report, *, verbose: bool = False) -> RenderableType:
@@ -62,8 +68,9 @@ def verdict(report: Report) -> str:
     found = ", ".join(counts) if counts else "nothing found" if report.passed else "nothing could be checked"
     checks = f"{_many(len(report.passed), 'check')} passed, {len(report.skipped)} skipped for want of evidence"
     crashed = f", {len(report.crashed)} crashed" if report.crashed else ""
+    hidden = f"; {len(report.suppressed)} suppressed" if report.suppressed else ""
     unread = f"; {_many(len(report.problems), 'file')} could not be read" if report.problems else ""
-    return f"{found}; {checks}{crashed}{unread}"
+    return f"{found}; {checks}{crashed}{hidden}{unread}"
 
 
 def _many(count: int, noun: str) -> str:
@@ -99,6 +106,10 @@ def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
     for _, same in groupby(report.findings, key=lambda finding: (finding.code, finding.fix, finding.explained_by)):
         yield Padding(_panel(tuple(same), within, verbose), (1, 0, 0, 0))
     yield ""
+    for finding, reason in report.suppressed:
+        yield Text(f"suppressed: {finding.code} {inert(finding.where)}: {inert(reason)}", "dim")
+    for line in report.stale:
+        yield Text(f"no longer found, and can leave the baseline: {inert(line)}", "dim")
     for code, reason in report.crashed:
         yield Text(f"{code} crashed: {inert(reason)}", "red")
     for problem in report.problems:
