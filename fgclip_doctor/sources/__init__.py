@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fgclip_doctor.run import Checkpoint, Optimizer, Run, Tensor
 from fgclip_doctor.sources import checkpoint as checkpoints
-from fgclip_doctor.sources import mlflow_run, parquet_file, tensorboard_events, text_log, trainer, wandb_run
+from fgclip_doctor.sources import mlflow_run, parquet_file, recording, tensorboard_events, text_log, trainer, wandb_run
 from fgclip_doctor.sources import optimizer as optimizers
 from fgclip_doctor.sources import roles as parts
 from fgclip_doctor.sources.alignment import under_names_of
@@ -18,6 +18,7 @@ from fgclip_doctor.sources.files import Unreadable, reason
 
 # Files that say by their first bytes what they are, and hold no weights
 LOGS = (
+    (recording.is_recording, recording.read),
     (tensorboard_events.is_event_file, tensorboard_events.read),
     (wandb_run.is_history, wandb_run.read),
     (mlflow_run.is_database, mlflow_run.read),
@@ -60,6 +61,10 @@ def load(
         events=[event for log in logs for event in log.events],
         problems=list(dict.fromkeys(str(error) for one in told for error in one.problems)),
     )
+    watched = next((log for log in logs if log.recording), None)
+    if watched:
+        run.recording = watched.recording
+        run.checkpoints = run.checkpoints or watched.checkpoints  # what was saved holds more than what was recorded
     for one in told:
         for fact in one.facts.values() if isinstance(one, Run) else one.facts:
             run.facts.setdefault(fact.name, fact)
@@ -70,7 +75,7 @@ def load(
         run.facts[name] = stated(name, text)
     for fact in trainer.derived(run.facts):
         run.facts.setdefault(fact.name, fact)
-    run.roles = parts.find(found[-1].tensors if found else {}, run.series, roles)
+    run.roles = parts.find(run.checkpoints[-1].tensors if run.checkpoints else {}, run.series, roles)
     if run.base and found:
         run.base = replace(run.base, tensors=under_names_of(run.base.tensors, found[-1].tensors))
         if found[-1].tensors and not _alike(run.base.tensors, found[-1].tensors):
@@ -109,9 +114,11 @@ def _read_there(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
                 if path.suffix not in checkpoints.BARE:  # else it is what became of weights
                     raise
         return [checkpoints.read_file(path)], [], []
+    if recording.is_recording(path):
+        return [], [], [recording.read(path)]
     found = [_read(one) for one in inner] if inner else [checkpoints.read_directory(path)]
     outer = [checkpoints.read_directory(path)] if around else []
-    logs = [*wandb_run.beside(path), *mlflow_run.beside(path), *parquet_file.beside(path)]
+    logs = list(_trackers(path))
     logs += [] if wandb_run.keeps(path) else text_log.beside(path)
     try:
         logs.insert(0, tensorboard_events.read(path))
@@ -126,6 +133,15 @@ def _read_there(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
     if not inner and found[0].empty:
         return [], found, logs
     return found, outer, logs
+
+
+def _trackers(directory: Path) -> Iterator[Run]:
+    """What other tools logged there, each into a place of its own, which may be one that can't be entered."""
+    for beside in (wandb_run.beside, mlflow_run.beside, parquet_file.beside):
+        try:
+            yield from beside(directory)
+        except OSError as error:
+            yield Run(str(directory), problems=[str(Unreadable(error.filename or directory, reason(error)))])
 
 
 def _read(path: Path) -> Found:
