@@ -64,7 +64,7 @@ FACTS: dict[str, str] = {
     "bank_clock": "'step' or 'forward': what `bank_warmup` is counted in, where it is said",
     "scale": "exp(logit_scale)",
     "dimension": "width of the shared embedding",
-    "learning_rate": "peak learning rate",
+    "learning_rate": "peak learning rate; `learning_rate.KEY` for each further one that is configured, by its key",
     "weight_decay": "decoupled weight decay",
     "max_grad_norm": "clipping threshold; 0 is off",
     "warmup_steps": "learning-rate warmup in optimizer steps",
@@ -72,6 +72,8 @@ FACTS: dict[str, str] = {
     "schedule": "the name of the learning-rate schedule",
     "bf16": "autocast to bfloat16 was asked for",
     "fp16": "autocast to float16 was asked for",
+    "gradient_checkpointing": "layers are computed again in the backward pass",
+    "reentrant": "gradient checkpointing of the reentrant kind was asked for",
     "label_smoothing": "label smoothing of the contrastive targets",
     "logit_scale_init": "the configured start of the global logit_scale, in log space",
     "hidden_act": "activation of the towers",
@@ -247,6 +249,7 @@ class Checkpoint:
     scheduler: Mapping[str, Any] | None = None
     trainer_step: int | None = None  # as the trainer counts; `step` is the best known, from a folder's name if need be
     partial: str = ""  # why `tensors` aren't the whole model, if they aren't
+    facts: Mapping[str, Fact] = field(default_factory=dict)  # what was configured when it was saved
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,8 +81,9 @@ class Found:
         return next((step for step in (self.trainer_step, self.step, applied) if step is not None), None)
 
     def checkpoint(self) -> Checkpoint:
+        facts = {fact.name: fact for fact in reversed(self.facts)}
         return Checkpoint(
-            self.path, self.order, self.tensors, self.optimizer, self.scheduler, self.trainer_step, self.partial
+            self.path, self.order, self.tensors, self.optimizer, self.scheduler, self.trainer_step, self.partial, facts
         )
 
 

@@ -49,6 +49,7 @@ FACT_KEYS: dict[str, tuple[str, ...]] = {
     "schedule": ("lr_scheduler_type", "lr_scheduler", "lr_schedule", "scheduler_type"),
     "bf16": ("bf16",),
     "fp16": ("fp16",),
+    "gradient_checkpointing": ("gradient_checkpointing", "activation_checkpointing", "grad_checkpointing"),
     "label_smoothing": ("label_smoothing_factor", "label_smoothing"),
     "logit_scale_init": ("logit_scale_init_value", "logit_scale_init"),
     "hidden_act": ("hidden_act",),
@@ -62,6 +63,10 @@ BANK_WARMUP = re.compile(
     rf"{_BANK}_(?:warm_?up|start|delay|begin)(?:_(?:steps?|iters?|iterations?|forwards?|at|after|\w+_steps))?"
 )
 BANK_CLOCK = re.compile(rf"{_BANK}_(?:(?:warm_?up|start)_)?(?:clock|unit)")
+PART_RATE = re.compile(
+    r"(?=.*(?:text|vision|visual|image|proj|head|logit_scale|temperature))(?!.*(?:min|end|final|warm|decay))"
+    r"(?:\w+_(?:lr|learning_rate)|(?:lr|learning_rate)_\w+)"
+)
 FORWARD_WORDS = re.compile(r"forward|micro")
 STEP_WORDS = re.compile(r"optimi[sz]er|global_step|update")
 
@@ -75,7 +80,12 @@ def facts(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
                 yield Fact(name, value, Source(path, key))
                 break
     yield from _warmup(mapping, path)
+    yield from _rates(mapping, path)
     yield from _bank(mapping, path)
+    for key in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        kwargs = mapping.get(key)
+        if isinstance(kwargs, Mapping) and isinstance(kwargs.get("use_reentrant"), bool):
+            yield Fact("reentrant", kwargs["use_reentrant"], Source(path, f"{key}.use_reentrant"))
 
 
 def config_facts(config: Mapping[str, Any], path: str) -> Iterator[Fact]:
@@ -109,6 +119,14 @@ def _warmup(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
         yield Fact("warmup_ratio", steps, Source(path, key))
     elif steps or not ratio:
         yield Fact("warmup_steps", int(steps), Source(path, key))
+
+
+def _rates(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
+    """The learning rates of parts of the model: `text_model_lr`, `lr_head`, under whatever key."""
+    for key, value in mapping.items():
+        rate = valid("learning_rate", value)
+        if rate is not None and len(key) <= 80 and PART_RATE.fullmatch(key.lower()):
+            yield Fact(f"learning_rate.{key}", rate, Source(path, key))
 
 
 def _bank(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:

@@ -127,3 +127,30 @@ def test_the_epochs_that_max_steps_overrides_say_nothing(tmp_path: Path, max_ste
     (tmp_path / "trainer_state.json").write_text(json.dumps({"max_steps": 60, "num_train_epochs": 15}))
     facts = [fact for fact in read_directory(tmp_path).facts if fact.name == "num_epochs"]
     assert facts[0].value == epochs
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        (
+            {"learning_rate": 1e-4, "text_model_lr": 2e-6, "lr_head": 1e-3, "logit_scale_learning_rate": 1e-5},
+            {"text_model_lr": 2e-6, "lr_head": 1e-3, "logit_scale_learning_rate": 1e-5},
+        ),
+        ({"text_min_lr": 1e-7, "warmup_lr_head": 1e-6, "text_lr": None, "text_clr": 1.0, "min_lr": 1e-8}, {}),
+    ],
+)
+def test_learning_rates_of_parts(mapping: dict[str, object], expected: dict[str, float]) -> None:
+    found = {fact.name: fact.value for fact in trainer.facts(mapping, "args")}
+    parts = {name.partition(".")[2]: rate for name, rate in found.items() if name.startswith("learning_rate.")}
+    assert parts == expected
+
+
+def test_gradient_checkpointing() -> None:
+    mapping = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    found = {fact.name: fact.value for fact in trainer.facts(mapping, "args")}
+    assert (found["gradient_checkpointing"], found["reentrant"]) == (True, False)
+
+
+def test_each_checkpoint_keeps_what_was_configured(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vision_config": {"hidden_act": "gelu"}}')
+    assert read_directory(tmp_path).checkpoint().facts["hidden_act"].value == "gelu"
