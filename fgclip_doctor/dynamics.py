@@ -139,12 +139,13 @@ def turns(values: ArrayLike, least: float) -> list[int]:
 
 
 def smooth(values: Floats, blocks: int = 96) -> tuple[Floats, float]:
-    """Medians of neighbours, at most so many of them, and the error of one by the noise of the series."""
+    """Medians of 5 neighbours or more, at most so many of them, and the error of one, where the series is noisiest."""
     import numpy as np
 
-    size = max(1, -(-len(values) // blocks))
+    blocks = max(1, min(blocks, len(values) // 5))
     levels = condensed(np.arange(len(values)), values, blocks)[1]
-    return levels, noise(values) * (MEDIAN_ERROR / sqrt(size) if size > 2 else 1.0)
+    noisiest = max(noise(part) for part in np.array_split(values, 3))
+    return levels, noisiest * MEDIAN_ERROR / sqrt(max(1, len(values) // len(levels)))
 
 
 def period(steps: Steps, values: Floats) -> tuple[float, float]:

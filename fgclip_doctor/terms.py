@@ -220,7 +220,7 @@ def _scale_and_width(run: Run, name: str) -> tuple[float | None, str, int]:
 
 
 def logged_candidates(run: Run, name: str) -> Series | None:
-    """The log of a term's candidates, where the training wrote one beside its loss; of a single term, under any name."""
+    """The log of a term's candidates, where the training wrote one beside its loss; of a lone term, under any name."""
     named = [key for key in run.series if "candidates" in key.lower() and run.series[key].values.size]
     own = next((run.series[key].standing for key in named if name in key.lower()), None)
     return run.series[named[0]].standing if own is None and name == "total" and len(named) == 1 else own

@@ -5,6 +5,7 @@ from math import sqrt
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
 from fgclip_doctor.progress import courses, stretch
+from fgclip_doctor.terms import falling
 
 
 @check("FGD504", "loss-noise-is-sampling", Severity.INFO)
@@ -15,8 +16,8 @@ def loss_noise_is_sampling(run: Run, *, least: float = 0.3, points: int = 5) -> 
     and 132 candidates at scale 14.3 it is 0.30 a forward, so 4.5 and 5.5 are neighbours; no optimizer is at work there.
     Evidence: a log with known candidates and scale: the spread of its values since anything happened is at most twice
     the null noise of one forward (regions differ in number), and no less than a third of that of all forwards which one
-    value may average; over 16 values, neighbours are no more alike than others; two spreads either way are `least`
-    nats.
+    value may average, and it doesn't fall; over 16 values, neighbours are no more alike than others; two spreads
+    either way are `least` nats.
     Benign: this is the benign reading itself. Slow swings and a growing noise are FGD503.
     Fix: nothing to fix in the optimizer: a lower learning rate or clipping won't calm it. Log means over more steps;
     four times the anchors a step halve it. Accumulation does so too, and adds no negatives.
@@ -42,6 +43,8 @@ def loss_noise_is_sampling(run: Run, *, least: float = 0.3, points: int = 5) -> 
             continue
         if len(rest) >= 16 and float(rest[1:] @ rest[:-1]) > 0.5 * float(rest @ rest):
             continue  # a running mean, or swings
+        if falling(values):
+            continue  # nobody minds the noise of what gets better
         low, high = np.quantile(values, [0.05, 0.95])
         yield Finding(
             message=f"The {term.name} loss goes up and down by {spread:.2g}, between {low:.2f} and {high:.2f} from "

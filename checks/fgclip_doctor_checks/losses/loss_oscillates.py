@@ -1,6 +1,7 @@
 """FGD503."""
 
 from collections.abc import Iterator
+from itertools import product
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,25 @@ def _swings(
     run: Run, steps: "NDArray[np.int64]", values: "NDArray[np.float64]", turns: int, share: float, least: float
 ) -> tuple[str, Evidence] | None:
     """Slow swings: more turns of the smoothed level than a sampling of batches makes, and no epochs."""
+    parts = [part for part in (len(values), 1 << 15, 1 << 12) if part <= len(values)]  # fast swings of a long log too
+    for part, blocks in product(parts, (96, 768)):
+        if found := _swing(run, steps[-part:], values[-part:], blocks, turns, share, least):
+            return found
+    return None
+
+
+def _swing(
+    run: Run,
+    steps: "NDArray[np.int64]",
+    values: "NDArray[np.float64]",
+    blocks: int,
+    turns: int,
+    share: float,
+    least: float,
+) -> tuple[str, Evidence] | None:
     import numpy as np
 
-    levels, error = dynamics.smooth(values)
+    levels, error = dynamics.smooth(values, blocks)
     level = float(np.median(np.abs(levels)))
     smallest = max(least, share * level, 8 * error)
     extremes = dynamics.turns(levels, smallest)
