@@ -145,7 +145,8 @@ def _read_folder(directory: Path) -> Run:
 
 def _files(folder: Path, depth: int = DEPTH) -> Iterator[tuple[str, Path]]:
     """Name and path of every file in `folder` and below. Links aren't followed."""
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)[:MAX_ENTRIES] if folder.is_dir() else []
+    there = folder.is_dir() and not folder.is_symlink()
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)[:MAX_ENTRIES] if there else []
     for entry in entries:
         path = folder / entry.name
         if entry.is_dir(follow_symlinks=False) and depth:

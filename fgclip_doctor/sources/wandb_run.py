@@ -296,8 +296,12 @@ def _read_runs(launches: Sequence[Path]) -> list[Run]:
     history, printed = _History(), []
     for directory in launches:
         for path in sorted(directory.glob("*.wandb")):
-            history.read(path)
-        files = directory / "files" if (directory / "files").is_dir() else directory
+            try:
+                history.read(inside(directory, path.name))
+            except Unreadable as error:
+                history.problems.append(str(error))
+        inner = directory / "files"
+        files = inner if inner.is_dir() and not inner.is_symlink() else directory
         _files(files, history)
         if files != directory:  # else it is found as any log is
             printed += text_log.beside(files)

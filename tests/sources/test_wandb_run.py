@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,29 @@ def test_links_out_of_the_run_are_not_followed(tmp_path: Path) -> None:
     run = load([files])
     assert facts(run) == {}
     assert "points outside the directory" in run.problems[0]
+
+
+def test_a_history_outside_of_the_run_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.wandb").symlink_to(next(FIRST.glob("*.wandb")).resolve())
+    with pytest.raises(Unreadable, match="points outside the directory"):
+        load([tmp_path / "run"])
+
+
+def test_a_folder_that_may_not_be_entered_costs_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "log.csv").write_text("step,loss\n1,2.0\n2,1.5\n")
+    listed = Path.iterdir
+
+    def guarded(folder: Path) -> Iterator[Path]:  # the superuser, who may run this, is refused nothing
+        if folder.name == "wandb":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", guarded)
+    run = load([tmp_path])
+    assert sorted(run.series) == ["loss"]
+    assert run.problems == [f"{tmp_path / 'wandb'}: may not be read (permission denied)"]
 
 
 # --- records by hand
