@@ -389,12 +389,14 @@ class _Reader:
     def _add(self, rows: list[_Rows], at: list[NDArray[np.int64]], steps: NDArray[np.int64]) -> None:
         """Each series' values in the order of their lines. `at` is each row's place in it."""
         parts: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float64]]]] = {}
+        bars: set[str] = set()
         for one, places in zip(rows, at, strict=True):
             for name, (values, last_place) in one.values.items():
                 if name not in self._columns and len(self._columns) < MAX_SERIES:
                     self._columns[name] = _Column()
                 if name in self._columns:
                     parts.setdefault(name, []).append((places, values))
+                    bars |= {name} if one.record.clock is Clock.BAR else set()
                     self._columns[name].printed(last_place)
         limit = min(MAX_POINTS, max(MAX_ALL_POINTS // max(len(self._columns), 1), 2 * STRETCH))
         for name, found in parts.items():
@@ -404,6 +406,9 @@ class _Reader:
                 places = np.concatenate([places for places, _ in found])
                 order = np.argsort(places, kind="stable")
                 places, values = places[order], np.concatenate([values for _, values in found])[order]
+            if name in bars:  # of a bar that was drawn again at a step, the last one says how it stands
+                last = np.append(np.diff(steps[places]) != 0, True)
+                places, values = places[last], values[last]
             self._columns[name].add(steps[places], values, limit)
 
     # --- the end

@@ -22,6 +22,8 @@ COUNTED = r"(num|n)?(steps?|forwards?|fwds?|iters?|iterations?|calls?|batch(es)?
 COUNTING = r"n|nb|num|total|training|train|model|micro|count(er)?|seen|done"  # the other words in the name of a counter
 MAX_NAME = 200  # characters; a longer name is nobody's, and would be slow to search
 MAX_STORES = 64
+EVALUATION = {"eval", "evaluation", "val", "valid", "validation", "test", "testing", "dev", "sanity"}
+TOTAL = {"loss", "losses", "total", "overall", "train", "training", "step", "epoch", "iter", "batch"}  # no term's name
 _EDGE, _END = r"(?:^|[._])", r"(?:[._]|\d|$)"
 
 
@@ -179,19 +181,21 @@ def _heads(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def _losses(series: Mapping[str, Series]) -> dict[str, str]:
     """Training losses only: an evaluation's series has its own candidates."""
     roles: dict[str, str] = {}
+    totals: list[str] = []
     terms: list[str] = []
     for name in series:
         lower = name.lower()
-        leaf = lower.removeprefix("train/").removeprefix("train_").removeprefix("losses/").removeprefix("loss/")
-        if "loss" not in lower or re.search(r"(^|[._/])(eval|val|valid|validation|test)([._/]|$)", lower):
+        words = set(re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+        if "loss" not in lower or words & EVALUATION:
             continue
-        if lower == "train_loss":  # transformers.Trainer logs the mean over the whole run under this name, once
-            continue
-        if leaf in ("loss", "total", "total_loss", "loss_total"):
-            if "loss.total" not in roles or len(name) < len(roles["loss.total"]):
-                roles["loss.total"] = name
+        if lower == "train_loss" and len(series[name].steps) == 1:
+            continue  # transformers.Trainer logs the mean over the whole run under this name, once
+        if words <= TOTAL:
+            totals.append(name)
         elif not re.search(r"scale|weight|ratio|bits|noise|chance", lower):
             terms.append(name)
+    if totals:  # of each step rather than of an epoch, by the plainest name
+        roles["loss.total"] = min(totals, key=lambda name: ("epoch" in name.lower(), len(name)))
     for name in sorted(terms, key=len):
         branch = _branch(name)
         known = branch != "global" or re.search(r"global|itc|contrastive|clip|long|infonce|nce", name.lower())

@@ -21,7 +21,7 @@ from fgclip_doctor.cli import app
 from fgclip_doctor.sources import load
 
 if TYPE_CHECKING:
-    from tests.real.conftest import Kept
+    from tests.kept import Kept
 
 pytestmark = pytest.mark.slow
 
@@ -34,20 +34,23 @@ TERMS = {"loss", "loss_global", "loss_region", "logit_scale", "learning_rate", "
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A run, and the codes of what is found in its log alone."""
+    """A run, and what is found in its log alone: the codes of the alarms, and what is told besides."""
 
-    codes: frozenset[str]
+    alarms: frozenset[str] = frozenset()
+    told: frozenset[str] = frozenset()
     faults: tuple[str, ...] = ()
     bank: bool = False
     nan_after: int | None = None  # the step after which a weight is NaN
 
 
 CASES = {
-    "sound": Case(codes=frozenset()),
-    "region-at-chance": Case(codes=frozenset({"FGD501"}), faults=("captions-of-others",)),
-    "bank-switched-on": Case(codes=frozenset({"FGD501", "FGD502"}), faults=("captions-of-others",), bank=True),
-    "sound-with-bank": Case(codes=frozenset({"FGD502"}), bank=True),
-    "nan": Case(codes=frozenset({"FGD506"}), nan_after=120),
+    "sound": Case(),
+    "at-chance": Case(alarms=frozenset({"FGD501"}), faults=("captions-of-others",)),
+    "at-chance-with-bank": Case(
+        alarms=frozenset({"FGD501"}), told=frozenset({"FGD502"}), faults=("captions-of-others",), bank=True
+    ),
+    "sound-with-bank": Case(told=frozenset({"FGD502"}), bank=True),
+    "nan": Case(alarms=frozenset({"FGD506"}), nan_after=120),
 }
 
 
@@ -209,7 +212,8 @@ def test_series_and_steps_are_the_same(run: tuple[Case, Path], state: Path, tmp_
 
 def test_findings_are_the_same(run: tuple[Case, Path], state: Path, tmp_path: Path) -> None:
     expected = audited(state)
-    assert {finding["code"] for finding in expected["findings"]} == run[0].codes
+    assert {one["code"] for one in expected["findings"] if one["severity"] != "info"} == run[0].alarms
+    assert {one["code"] for one in expected["findings"]} >= run[0].told
     for form, path, precision in logs(run[1], state, tmp_path):
         found = audited(path)
         for key in ("detected", "summary", "passed"):
@@ -242,6 +246,7 @@ def alike(found: Any, expected: Any, precision: float, where: str) -> None:
     elif isinstance(expected, str):
         assert PLACE.sub("", found) == PLACE.sub("", expected), where
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=10 * precision or 1e-12, abs=precision), where
+        # a spread of losses of about 5 is off by as much as they are
+        assert found == pytest.approx(expected, rel=10 * precision or 1e-12, abs=5 * precision), where
     else:
         assert found == expected, where
