@@ -95,16 +95,18 @@ def _clock(run: Run) -> Iterator[Evidence]:
 def _losses(run: Run) -> Iterator[Evidence]:
     """How much was learnt? ``ln N - loss`` bounds it from below (van den Oord et al. 2018), whatever the scale."""
     for term in terms(run):
-        if isinstance(term, Missing):
+        if isinstance(term, Missing) or term.sigmoid:
             continue
         values = term.series.values[-max(1, int(RECENT * len(term.series.values))) :]
         mean, chance = float(values.mean()), theory.chance_level(term.candidates)
         bits = theory.learnt_bits(mean, null_level=chance, candidates=term.candidates)
+        unaligned = (
+            "" if term.scale is None else f"; unaligned features at scale {term.scale:.4g} give {term.null.level:.3f}"
+        )
         yield Evidence(
             name=f"bits learnt, by the {term.name} loss",
             value=f"{max(bits, 0.0):.2f} of {log2(term.candidates):.2f}",
-            why=f"loss {mean:.3f} with {term.candidates:.4g} candidates, ln N = {chance:.3f}; unaligned features at "
-            f"scale {term.scale:.4g} give {term.null.level:.3f}",
+            why=f"loss {mean:.3f} with {term.candidates:.4g} candidates, ln N = {chance:.3f}{unaligned}",
             source=str(term.series.source),
             step=int(term.series.steps[-1]),
         )

@@ -34,6 +34,16 @@ def test_the_bits_of_a_loss_are_bounded_by_ln_n() -> None:
     assert answers(learnt)["bits learnt, by the total loss"] == "1.00 of 4.00"
 
 
+def test_the_bits_of_a_loss_without_its_scale() -> None:
+    learnt = runs.run(
+        facts={"micro_batch": 16, "world_size": 1, "candidates": 16},
+        logged=[runs.series("loss_global", np.full(100, np.log(8)))],
+        roles={"loss.global": "loss_global"},
+    )
+    assert answers(learnt)["bits learnt, by the global loss"] == "1.00 of 4.00"
+    assert observe(learnt)[1] == []
+
+
 def test_a_crash_of_one_observation_is_a_line_and_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(run: Run) -> list[object]:
         raise ZeroDivisionError("oops")

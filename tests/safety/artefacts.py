@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from tests.sources.test_tensorboard_events import event
 from tests.sources.test_tensorboard_events import write as write_events
 
 LOGS = Path(__file__).parents[1] / "sources" / "logs"
+TRACKERS = Path(__file__).parents[1] / "sources" / "fixtures" / "trackers"
 STEPS = 3
 
 
@@ -147,6 +149,14 @@ def _jsonl(folder: Path) -> None:
     (folder / "log.jsonl").write_text("\n".join(rows) + "\n")
 
 
+def _copied(*parts: str) -> Callable[[Path], None]:
+    return lambda folder: shutil.copytree(TRACKERS.joinpath(*parts), folder, dirs_exist_ok=True) and None
+
+
+def _database(folder: Path) -> None:
+    (folder / "mlflow.db").write_bytes(gzip.decompress((TRACKERS / "mlflow" / "mlflow.db.gz").read_bytes()))
+
+
 FORMATS: dict[str, Callable[[Path], None]] = {
     "a Trainer's checkpoint": _safetensors,
     "torch's zip": _bin,
@@ -161,6 +171,9 @@ FORMATS: dict[str, Callable[[Path], None]] = {
     "TensorBoard": _events,
     "CSV": _csv,
     "JSON lines": _jsonl,
+    "W&B": _copied("wandb"),
+    "MLflow": _copied("mlflow", "mlruns"),
+    "MLflow's database": _database,
     **{name: _log(name) for name in sorted(os.listdir(LOGS)) if name != "README.md"},  # noqa: PTH208
 }
 

@@ -23,6 +23,8 @@ from tests.safety.audited import audited
 FULL = os.environ.get("FGCLIP_DOCTOR_TORN") == "full"
 SMALL = 20_000  # bytes
 PLACES = 2_000 if FULL else 24  # of a file
+FILES = 100 if FULL else 6  # of an artefact
+MERGED = ("W&B",)  # formats whose series lie in several files
 GROWS = ("TensorBoard", "CSV", "JSON lines")  # formats of one record after the other
 
 
@@ -33,6 +35,11 @@ def places(path: Path) -> list[int]:
         return list(range(size))
     chosen = random.Random(path.name).sample(range(size), min(PLACES, size))
     return sorted({*chosen, 0, 1, size // 2, size - 1} & set(range(size)))
+
+
+def some(paths: list[Path]) -> list[Path]:
+    """The files of an artefact that are damaged in turn."""
+    return random.Random(0).sample(paths, min(FILES, len(paths)))
 
 
 def damaged(path: Path, contents: Iterator[bytes]) -> Iterator[Run | None]:
@@ -67,21 +74,22 @@ def assert_clear(lines: list[str] | tuple[str, ...], folder: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_cut_anywhere(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "run"
-    for path in write(name, folder):
+    for path in some(write(name, folder)):
         data, (whole, _) = path.read_bytes(), audited(folder)
         count = 0
         for run in damaged(path, (data[:length] for length in places(path))):
             if run is not None:
-                assert_rest_is_whole(run, whole, path)
+                if name not in MERGED:
+                    assert_rest_is_whole(run, whole, path)
                 count = assert_goes_on(run, count) if name in GROWS else 0
 
 
 def assert_rest_is_whole(run: Run, whole: Run, path: Path) -> None:
     """What other files say is as it was; a series of the file that was cut is the beginning of what it was."""
     for name, series in whole.series.items():
-        if series.source.path != str(path):
+        if not path.is_relative_to(series.source.path):
             assert np.array_equal(run.series[name].values, series.values, equal_nan=True)
-        elif name in run.series:
+        elif name in run.series and series.source.path == str(path):
             kept = run.series[name].values[:-1]  # a number that was cut is still one
             assert np.array_equal(kept, series.values[: len(kept)], equal_nan=True), name
     if whole.checkpoints and run.checkpoints:
@@ -101,7 +109,7 @@ def assert_goes_on(run: Run, before: int) -> int:
 @pytest.mark.timeout(3600 if FULL else 120)
 @pytest.mark.parametrize("name", FORMATS)
 def test_flipped_bits(tmp_path: Path, name: str) -> None:
-    for path in write(name, tmp_path / "run"):
+    for path in some(write(name, tmp_path / "run")):
         data, chance = path.read_bytes(), random.Random(name)
         flips = (data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :] for at in places(path))
         for _ in damaged(path, flips):
@@ -114,7 +122,7 @@ def test_stretches_of_zeros_and_of_other_files(tmp_path: Path, name: str) -> Non
     """As a full disk, a crash of the machine or a mixed-up download leaves them."""
     paths = write(name, tmp_path / "run")
     other = paths[-1].read_bytes()
-    for path in paths:
+    for path in some(paths):
         data = path.read_bytes()
         middles = [(at, min(at + 1 + at % 97, len(data))) for at in places(path)[::4]]
         spoilt = (
@@ -127,7 +135,7 @@ def test_stretches_of_zeros_and_of_other_files(tmp_path: Path, name: str) -> Non
 def test_a_piece_that_is_gone_costs_no_more_than_itself(tmp_path: Path) -> None:
     for name in FORMATS:
         folder = tmp_path / name.replace(" ", "-") / "run"
-        for path in write(name, folder):
+        for path in some(write(name, folder)):
             content = path.read_bytes()
             path.unlink()
             try:
