@@ -186,7 +186,7 @@ def values(stored: Stored) -> NDArray[Any]:
     if stored.dtype.startswith("complex"):
         parts = np.ascontiguousarray(shaped, dtype.newbyteorder("="))
         return parts.view(np.dtype(stored.dtype)).reshape(stored.shape)
-    return np.array(_decoded(shaped, stored.dtype), order="C")
+    return np.asarray(_decoded(shaped, stored.dtype), order="C")
 
 
 def digest(stored: Stored) -> str:

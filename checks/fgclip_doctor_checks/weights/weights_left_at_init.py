@@ -16,7 +16,7 @@ BLOCK = re.compile(r"^(.*\.\d+)\.")
 CORE = re.compile(r"att|qkv|in_proj|out_proj|[qkv]_proj|mlp|fc|dense|ffn", re.IGNORECASE)
 TABLE = re.compile(r"emb", re.IGNORECASE)
 FINAL = re.compile(r"(?:^|[._])(?:ln_final|ln_post|ln_pre|(?:final|post|pre)_?(?:layer_?)?norm|pre_layrnorm)")
-LARGEST = 1 << 28  # bytes of a tensor that is looked at
+LARGEST = 1 << 26  # elements of a tensor that is looked at: 256 MiB once they are read
 ALONE = 16_384  # values of a matrix with no others of its kind that are enough to judge it
 
 
@@ -85,7 +85,7 @@ def _matrices(run: Run) -> Iterator[Tensor]:
     """What can be tested: no banks, no adapters, no wide lookup tables."""
     played = {name for role, name in run.roles.items() if not role.startswith("head.")}
     for name, tensor in run.tensors.items():
-        if len(tensor.shape) < 2 or tensor.dtype not in FLOATS or tensor.nbytes > LARGEST:
+        if len(tensor.shape) < 2 or tensor.dtype not in FLOATS or tensor.size > LARGEST:
             continue
         if name in played or ADAPTER.search(name):
             continue
