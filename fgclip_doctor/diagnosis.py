@@ -27,6 +27,7 @@ class Report:
     problems: tuple[str, ...]  # what could not be read
     observations: tuple[Evidence, ...] = ()  # what was measured, whether or not it is a fault
     suppressed: tuple[tuple[Finding, str], ...] = ()  # findings that the user set aside, and why
+    notes: tuple[str, ...] = ()  # what was chosen while reading, where there was a choice
     stale: tuple[str, ...] = ()  # what the baseline sets aside and is no longer found
 
     def count(self, severity: Severity) -> int:
@@ -85,6 +86,7 @@ def diagnose(
         crashed=tuple(crashed),
         problems=(*run.problems, *crashes),
         observations=tuple(observations),
+        notes=tuple(run.notes),
     )
 
 

@@ -336,6 +336,7 @@ class Run:
     events: list[Event] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was chosen while reading, where there was a choice
     recording: Recording | None = None
     plan: Plan = field(default_factory=Plan)
 

@@ -42,6 +42,7 @@ def document(report: Report, *, version: str) -> dict[str, Any]:
         "problems": list(report.problems),
         "suppressed": [_finding(finding) | {"reason": reason} for finding, reason in report.suppressed],
         "stale": list(report.stale),
+        "notes": list(report.notes),
         "observations": [_evidence(one) for one in report.observations],
     }
 

@@ -49,6 +49,8 @@ def _tail(report: Report) -> Iterator[str]:
         yield f"\n- suppressed: {finding.code} {code(finding.where)}: {plain(reason)}"
     for line in report.stale:
         yield f"\n- no longer found, and can leave the baseline: {plain(line)}"
+    for note in report.notes:
+        yield f"\n- note: {plain(note)}"
     for rule, reason in report.crashed:
         yield f"\n- {rule} crashed: {plain(reason)}"
     for problem in report.problems:

@@ -31,6 +31,7 @@ def render(report: Report, *, verbose: bool = False) -> str:
     lines += [finding_line(finding) for finding in report.findings]
     lines += [f"suppressed: {one.code}: {inert(one.where)}: {inert(reason)}" for one, reason in report.suppressed]
     lines += [f"stale: {inert(line)} is no longer found, and can leave the baseline" for line in report.stale]
+    lines += [f"note: {inert(note)}" for note in report.notes]
     lines += [f"crashed: {code}: {inert(reason)}" for code, reason in report.crashed]
     lines += [f"unreadable: {inert(problem)}" for problem in report.problems]
     if verbose:
@@ -110,6 +111,8 @@ def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
         yield Text(f"suppressed: {finding.code} {inert(finding.where)}: {inert(reason)}", "dim")
     for line in report.stale:
         yield Text(f"no longer found, and can leave the baseline: {inert(line)}", "dim")
+    for note in report.notes:
+        yield Text(f"note: {inert(note)}", "dim")
     for code, reason in report.crashed:
         yield Text(f"{code} crashed: {inert(reason)}", "red")
     for problem in report.problems:

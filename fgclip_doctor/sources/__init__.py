@@ -61,6 +61,7 @@ def load(
         events=[event for log in logs for event in log.events],
         problems=list(dict.fromkeys(str(error) for one in told for error in one.problems)),
     )
+    run.notes = [note for log in logs for note in log.notes]
     watched = next((log for log in logs if log.recording), None)
     if watched:
         run.recording = watched.recording

@@ -88,7 +88,7 @@ def beside(directory: Path) -> list[Run]:
         if runs := _newest_first(where):
             found = _read_folder(runs[0])
             if len(runs) > 1:
-                problems.append(str(only_the_newest(where, [run.relative_to(where).as_posix() for run in runs])))
+                found.notes.append(only_the_newest(where, [run.relative_to(where).as_posix() for run in runs]))
             found.problems += problems
             return [found]
     return [Run(str(directory), problems=problems)] if problems else []
@@ -208,6 +208,7 @@ def read(path: Path, wanted: str | None = None) -> Run:
         if os.fstat(descriptor).st_size > MAX_DATABASE:
             raise Unreadable(path, "is too large for a database")
     problems: list[str] = []
+    notes: list[str] = []
     ahead = path.with_name(f"{path.name}-wal")
     if ahead.exists() and ahead.stat().st_size:
         problems.append(str(Unreadable(ahead, "holds what was logged last, and isn't read")))
@@ -222,11 +223,13 @@ def read(path: Path, wanted: str | None = None) -> Run:
                 raise Unreadable(path, f"holds no run {wanted!r}" if wanted else "holds no run with metrics")
             if len(runs) > 1 and wanted is None:
                 names = [f"{run.name} ({run.uuid})" if run.name else run.uuid for run in runs]
-                problems.append(str(only_the_newest(path, names)))
+                notes.append(only_the_newest(path, names))
             query = "SELECT key, value FROM params WHERE run_uuid = ? LIMIT ?"
             rows = connection.execute(query, (chosen.uuid, MAX_PARAMETERS))
             parameters = {str(key): str(value)[:MAX_PARAMETER] for key, value in rows}
-            return _run(path, _stored_points(connection, chosen.uuid), parameters, problems)
+            run = _run(path, _stored_points(connection, chosen.uuid), parameters, problems)
+            run.notes += notes
+            return run
     except (sqlite3.Error, ValueError, OverflowError) as error:
         raise Unreadable(path, f"can't be read as MLflow's database: {error}") from error
 

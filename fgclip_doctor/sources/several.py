@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fgclip_doctor.sources.files import Unreadable
-
 SHOWN = 4
 
 
-def only_the_newest(where: Path, runs: Sequence[str]) -> Unreadable:
+def only_the_newest(where: Path, runs: Sequence[str]) -> str:
     """Of the `runs` in `where`, from the newest on, the first alone was read."""
     newest, *others = runs
-    return Unreadable(where, f"holds {len(runs):,} runs; read was the newest, {newest}, and not {_listed(others)}")
+    return f"{where}: holds {len(runs):,} runs; read was the newest, {newest}, and not {_listed(others)}"
 
 
-def each_apart(where: Path, runs: Sequence[str]) -> Unreadable:
+def each_apart(where: Path, runs: Sequence[str]) -> str:
     """The `runs` in `where` were read as if they were parts of one."""
-    return Unreadable(
-        where,
-        f"holds {len(runs):,} runs with the same tags, {_listed(runs)}; no loss can be told from them together: "
-        f"audit one of them",
+    return (
+        f"{where}: holds {len(runs):,} runs with the same tags, {_listed(runs)}; no loss can be told from them "
+        f"together: audit one of them"
     )
 
 

@@ -290,7 +290,7 @@ class EventLog:
         for part, tag, name in _named(parts, self.path):
             run.series[name] = part.series(tag, name)
         if len(parts) > 1 and (runs := _side_by_side(parts, self.path)):
-            run.problems.append(str(each_apart(self.path, runs)))
+            run.notes.append(each_apart(self.path, runs))
         run.events = [event for part in parts for event in part.events]
         return run
 

@@ -260,7 +260,7 @@ def beside(directory: Path) -> list[Run]:
     found = _read_runs([one for one in launches if _identity(one) == ids[0]])
     if len(ids) > 1:
         newest = [next(one.name for one in reversed(launches) if _identity(one) == id_) for id_ in ids]
-        found[0].problems.append(str(only_the_newest(where, newest)))
+        found[0].notes.append(only_the_newest(where, newest))
     return found
 
 

@@ -51,7 +51,7 @@ def test_of_several_runs_the_newest(path: Path) -> None:
     where = path if path.name == "0" else MLRUNS
     newest, other = (NAMED[name].relative_to(where).as_posix() for name in ("second", "first"))
     assert told(run) == logged(2)
-    assert run.problems == [f"{where}: holds 2 runs; read was the newest, {newest}, and not {other}"]
+    assert run.notes == [f"{where}: holds 2 runs; read was the newest, {newest}, and not {other}"]
 
 
 def test_what_was_deleted_or_never_logged_is_no_run(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_run_in_a_database(database: Path) -> None:
     run = load([database])
     assert told(run) == logged(2)
     assert facts(run) == FACTS
-    (problem,) = run.problems
+    (problem,) = run.notes
     assert problem.startswith(f"{database}: holds 2 runs; read was the newest, second (")
     assert "and not first (" in problem
     assert told(load([database.parent])) == logged(2)

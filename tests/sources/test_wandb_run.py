@@ -49,7 +49,7 @@ def test_of_several_runs_the_newest_with_what_it_went_on_from(path: Path) -> Non
     run = load([path])
     assert told(run) == logged(2) | {"parts/text/norm": [nested(step) for step in range(10, 210, 10)]}
     assert run.series["train/loss"].steps.tolist() == [*range(10, 150, 10), *range(110, 210, 10)]
-    assert run.problems == [
+    assert run.notes == [
         f"{WANDB}: holds 2 runs; read was the newest, {RESUMED.name}, and not {FIRST.name}",
     ]
 
