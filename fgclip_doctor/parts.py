@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
+from fgclip_doctor.recorded import Parameter
 from fgclip_doctor.run import Missing, Optimizer, Run, Tensor
 
 IMAGE = re.compile(r"(?:^|[._])(?:vis(?:ion|ual)|image|img)", re.IGNORECASE)
@@ -14,6 +16,7 @@ TEXT = re.compile(
 ADAPTER = re.compile(r"(?:^|[._])(?:lora|adapter|ia3|prompt|prefix|hada|vera|dora)", re.IGNORECASE)
 TOWER_OF = {"head.image": "image", "head.region": "image", "head.text": "text", "head.text_long": "text"}
 ELDER = {"head.region": "head.image", "head.text_long": "head.text"}  # the head that a branch head is copied from
+WATCHED = 5  # optimizer steps that must have been recorded before "no gradient so far" means anything
 FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 
@@ -51,6 +54,22 @@ def named(run: Run) -> Optimizer:
     return optimizer
 
 
+def planned_frozen(run: Run, name: str) -> bool:
+    """Whether the user declared that this parameter is not meant to train, by a pattern or by a module around it."""
+    return any(fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for pattern in run.plan.frozen)
+
+
+def recorded(run: Run, name: str) -> Parameter | None:
+    """What was seen of a parameter while the run was watched, by the first rank."""
+    return run.recording.first.parameters.get(name) if run.recording else None
+
+
+def frozen(run: Run, name: str) -> bool:
+    """Whether the parameter was seen to have `requires_grad` off, which only a recording tells."""
+    seen = recorded(run, name)
+    return seen is not None and not seen.trainable
+
+
 def held_share(optimizer: Optimizer, names: Iterable[str]) -> float:
     """The share of these parameters that the optimizer may hold: 0 for a frozen tower, or one with adapters only."""
     held = [optimizer.may_hold(name) for name in names]
@@ -75,6 +94,16 @@ def without_gradient(optimizer: Optimizer, index: int) -> bool:
     if state.exp_avg_sq is None or not state.exp_avg_sq.statistics.finite:
         return False
     return state.exp_avg_sq.statistics.maximum == 0
+
+
+def dead(run: Run, optimizer: Optimizer, index: int) -> bool:
+    """Whether a parameter never had a gradient: as it was recorded, else by Adam's state."""
+    names = optimizer.names.get(index, ())
+    seen = recorded(run, names[0]) if len(names) == 1 else None
+    if seen is None or run.recording is None or seen.gradient == "unknown":
+        return without_gradient(optimizer, index)
+    learns = seen.gradient == "some" or optimizer.group_of(index).initial_lr == 0
+    return not learns and run.recording.step >= WATCHED
 
 
 def branch_runs(run: Run, role: str) -> bool:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fgclip_doctor.recorded import Parameter, Rank, Recording
 from fgclip_doctor.run import (
     Checkpoint,
     Fact,
     Optimizer,
     OptimizerGroup,
     ParameterState,
+    Plan,
     Run,
     Series,
     Source,
@@ -132,6 +134,7 @@ def checkpoint(
     optimizer: Optimizer | None = None,
     scheduler: Mapping[str, Any] | None = None,
     trainer_step: int | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """What was saved at `step`; arrays are stored as `dtype`."""
     path = f"checkpoint-{step}"
@@ -139,7 +142,19 @@ def checkpoint(
         name: one if isinstance(one, Tensor) else tensor(name, one, dtype, path=f"{path}/model.safetensors")
         for name, one in tensors.items()
     }
-    return Checkpoint(path, step, stored, optimizer, scheduler, trainer_step if trainer_step is not None else step)
+    return Checkpoint(
+        path,
+        step,
+        stored,
+        optimizer,
+        scheduler,
+        trainer_step if trainer_step is not None else step,
+        facts=_facts(facts or {}, f"{path}/config.json"),
+    )
+
+
+def _facts(facts: Mapping[str, Any], path: str) -> dict[str, Fact]:
+    return {name: Fact(name, value, Source(path, name)) for name, value in facts.items()}
 
 
 def series(
@@ -160,6 +175,46 @@ def series(
     )
 
 
+def parameter(
+    name: str,
+    *,
+    trainable: bool = True,
+    group: int | None = 0,
+    gradient: str = "some",
+    shape: tuple[int, ...] = (8, 4),
+) -> Parameter:
+    """A parameter as it was seen while the run went on."""
+    held = group if trainable else None
+    return Parameter(name, shape, "float32", trainable, held, gradient if held is not None else "none")
+
+
+def watched(
+    *parameters: Parameter,
+    roles: Mapping[str, str],
+    steps: int = 20,
+    rates: Sequence[float] = (1e-3,),
+    plan: Plan | None = None,
+    **seen: Any,
+) -> Run:
+    """A run of which a recording alone is known: `parameters` in groups with `rates`; `seen` is the rest of the rank.
+
+    The optimizer is as the reader of recordings makes it: of a parameter that had no gradient it has no state.
+    """
+    held = [one for one in parameters if one.group is not None]
+    groups = [
+        group(place, [index for index, one in enumerate(held) if one.group == place], lr=rate)
+        for place, rate in enumerate(rates)
+    ]
+    states = [state(index, steps) for index, one in enumerate(held) if one.gradient != "none"]
+    names: dict[int, str | tuple[str, ...]] = {index: one.name for index, one in enumerate(held)}
+    tensors = {one.name: np.ones(one.shape) for one in parameters}
+    made = run(checkpoint(tensors, steps, optimizer=optimizer(groups, states, names)), roles=roles)
+    rank = Rank(0, 1, "recording", {one.name: one for one in parameters}, clocks={"steps": steps}, **seen)
+    made.recording = Recording((rank,), steps)
+    made.plan = plan or Plan()
+    return made
+
+
 def run(
     *checkpoints: Checkpoint,
     base: Checkpoint | None = None,
@@ -172,7 +227,7 @@ def run(
         "test",
         checkpoints,
         base,
-        facts={name: Fact(name, value, Source("config.json", name)) for name, value in (facts or {}).items()},
+        facts=_facts(facts or {}, "config.json"),
         roles=dict(roles or {}),
         series={one.name: one for one in logged},
     )

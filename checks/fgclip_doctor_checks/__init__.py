@@ -9,7 +9,9 @@ from fgclip_doctor_checks.clocks.accumulation_loss_scaled import accumulation_lo
 from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
 from fgclip_doctor_checks.clocks.partial_resume import partial_resume
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
+from fgclip_doctor_checks.gradients.checkpointing_blocks_gradient import checkpointing_blocks_gradient
 from fgclip_doctor_checks.gradients.gradient_spike import gradient_spike
+from fgclip_doctor_checks.gradients.parameter_frozen import parameter_frozen
 from fgclip_doctor_checks.gradients.parameter_never_got_gradient import parameter_never_got_gradient
 from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_not_in_optimizer
 from fgclip_doctor_checks.gradients.parameter_unchanged import parameter_unchanged
@@ -31,9 +33,11 @@ from fgclip_doctor_checks.weights.projection_transposed import projection_transp
 from fgclip_doctor_checks.weights.weights_left_at_init import weights_left_at_init
 
 CHECKS: tuple[Check, ...] = (
+    parameter_frozen,
     parameter_not_in_optimizer,
     parameter_never_got_gradient,
     parameter_unchanged,
+    checkpointing_blocks_gradient,
     updates_lost_to_rounding,
     weight_decay_on_scale,
     gradient_spike,

@@ -4,36 +4,53 @@ import re
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.parts import branch_runs, named, scales, tower, without_gradient
+from fgclip_doctor.parts import (
+    WATCHED,
+    branch_runs,
+    dead,
+    named,
+    planned_frozen,
+    recorded,
+    scales,
+    tower,
+    without_gradient,
+)
 from fgclip_doctor.run import Optimizer
 
 BLOCK = re.compile(r"\.(?:layers?|blocks|resblocks|h)\.(\d+)\.")
 
 
 @check("FGD103", "parameter-never-got-gradient", Severity.ERROR)
-def parameter_never_got_gradient(run: Run) -> Iterator[Finding]:
+def parameter_never_got_gradient(run: Run, *, share: float = 0.25) -> Iterator[Finding]:
     """A head, a scale or the start of a tower is in the optimizer, but no gradient has ever reached it.
 
     Why: requires_grad and a place in the optimizer don't make a parameter learn: a detach, an unused branch or a loss
     that is never added leaves it as it was, and nothing raises an error.
-    Evidence: Adam keeps no state for a parameter whose gradient was always None, and a second moment of exactly zero
-    where it was always zero.
-    Benign: the last blocks of a tower (features are often taken before them), poolers, tables and adapters; the
-    scale of a branch that does not run at all; a learning rate of zero; a run without a step.
+    Evidence: a recording, which saw the gradients; else Adam's state: there is none for a parameter whose gradient was
+    always None, and a second moment of exactly zero where it was always zero. Where it isn't known which parameter has
+    which index, a `share` of all of them without a gradient is told by its count.
+    Benign: what was declared to be frozen; the last blocks of a tower (features are often taken before them), poolers,
+    tables and adapters; the scale of a branch that does not run at all; a learning rate of zero; a run without a step.
     Fix: follow the loss back to the parameter: look for detach(), no_grad(), a head that is computed but not used, and
     reentrant checkpointing over frozen inputs. If the branch is off on purpose, freeze the parameter.
     Sources: torch.optim.Adam (state is made at the first gradient); 2U1/Qwen-VL-Series-Finetune#193.
     """
-    optimizer = named(run)
-    if not optimizer.states:
-        raise Missing("the optimizer keeps no state per parameter, or has not made a step")
+    optimizer = run.optimizer
     if max(run.step, optimizer.step or 0) < 1:
         raise Missing("the run has not made a step")
-    dead = {index for index in optimizer.indices if without_gradient(optimizer, index)}
-    alive = {name for index in optimizer.indices if index not in dead for name in optimizer.names.get(index, ())}
+    if run.recording and run.recording.step < WATCHED:
+        raise Missing(f"{run.recording.step} steps were recorded, and gradients may come later")
+    if not optimizer.states:
+        raise Missing("the optimizer keeps no state per parameter, or has not made a step")
+    if not optimizer.names:
+        yield from _unnamed(run, share)
+        return
+    without = {index for index in optimizer.indices if dead(run, optimizer, index)}
+    without -= {i for i in without if all(planned_frozen(run, name) for name in optimizer.names.get(i, ("",)))}
+    alive = {name for index in optimizer.indices if index not in without for name in optimizer.names.get(index, ())}
     parts = {tensor.name: role for role, tensor in run.heads()}
     parts |= {tensor.name: role for role, tensor in scales(run).items()}
-    for index in sorted(dead):
+    for index in sorted(without):
         names = optimizer.names.get(index, ())
         if names and parts.keys() >= set(names) and all(branch_runs(run, parts[name]) for name in names):
             listed = names[0] if len(names) == 1 else f"One of {', '.join(names)}"
@@ -51,20 +68,49 @@ def parameter_never_got_gradient(run: Run) -> Iterator[Finding]:
             yield _finding(run, optimizer, certain[first], what, first, f"{len(cut)} of them, from block {cut[0]} on")
 
 
+def _unnamed(run: Run, share: float) -> Iterator[Finding]:
+    """A large share of parameters without a gradient, whichever they are."""
+    optimizer = run.optimizer
+    without = [index for index in optimizer.indices if without_gradient(optimizer, index)]
+    if len(without) < share * len(optimizer.indices) or len(without) == len(optimizer.indices):
+        named(run)  # says why there are no names
+        return
+    yield Finding(
+        message=f"{len(without)} of the {len(optimizer.indices)} parameters in the optimizer never had a gradient in "
+        f"{run.step} steps, as of a whole tower; which ones isn't known ({optimizer.naming}).",
+        where=str(optimizer.source),
+        evidence=(
+            Evidence(
+                name="parameters without a gradient",
+                value=len(without),
+                expected=f"under {share:.0%} of {len(optimizer.indices)}",
+                why=f"no state in Adam, or a second moment of zero; the first is number {without[0]}",
+                source=str(optimizer.source),
+                step=run.step,
+            ),
+        ),
+    )
+
+
 def _finding(run: Run, optimizer: Optimizer, index: int, what: str, where: str, part: str = "it") -> Finding:
-    state = optimizer.states.get(index)
+    state, seen = optimizer.states.get(index), recorded(run, optimizer.names[index][0])
     value = "absent" if state is None or state.exp_avg_sq is None else "all zero"
+    shown = f"Adam's state is {value}"
+    if seen is not None:
+        value = seen.gradient
+        shown = "it was None at every step" if value == "none" else "it was zero at every step"
     return Finding(
-        message=f"{what}, but in {run.step} steps no gradient has reached {part}: Adam's state is {value}.",
+        message=f"{what}, but in {run.step} steps no gradient has reached {part}: {shown}.",
         where=where,
         evidence=(
             Evidence(
-                name="exp_avg_sq",
+                name="exp_avg_sq" if seen is None else "gradient",
                 value=value,
-                expected="over 0",
+                expected="over 0" if seen is None else "some",
                 why=f"{len(optimizer.states)} of {len(optimizer.indices)} parameters have a state",
                 source=f"{optimizer.source}: state[{index}]",
                 step=run.step,
             ),
         ),
+        explained_by=("FGD105", "FGD601", "FGD707"),
     )

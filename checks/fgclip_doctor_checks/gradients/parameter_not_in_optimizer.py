@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Run, Severity, check
-from fgclip_doctor.parts import named, scales, trained
+from fgclip_doctor.parts import frozen, named, planned_frozen, scales, trained
 from fgclip_doctor.run import Optimizer
 
 
@@ -12,11 +12,12 @@ def parameter_not_in_optimizer(run: Run) -> Iterator[Finding]:
     """A head or a scale is in no group of the optimizer while its peers are, so it is never updated.
 
     Why: parameters that live in the loss, that are made or unfrozen after the optimizer, or that a filter by name
-    drops, get gradients that nobody applies. A checkpoint can't tell that from requires_grad being off.
+    drops, get gradients that nobody applies. A checkpoint can't tell that from requires_grad being off (FGD101).
     Evidence: the parameter groups of the saved optimizer, matched with the weights by order and shape. Of parameters
-    with equal shapes it may only be known that one of them is missing.
-    Benign: a tower that is frozen with its head (LiT), everything frozen but adapters (LoRA), and scales that are all
-    left out (a fixed temperature) are choices.
+    with equal shapes it may only be known that one of them is missing. A recording names the parameters and tells
+    what is frozen, which is FGD101 then.
+    Benign: what was declared to be frozen; a tower that is frozen with its head (LiT), everything frozen but adapters
+    (LoRA), and scales that are all left out (a fixed temperature) are choices.
     Fix: build the optimizer from all that should learn, the loss's own parameters included, after the last module is
     made; if the part is frozen on purpose, ignore this rule.
     Sources: huggingface/sentence-transformers#2881 (the loss's classifier was left out); fastai/fastai#2133.
@@ -28,10 +29,14 @@ def parameter_not_in_optimizer(run: Run) -> Iterator[Finding]:
     expected = {role for role in heads if trained(run, role)}
     if held & set(temperatures) and held & set(heads):
         expected |= set(temperatures)
+    meant = {role for role in parts if planned_frozen(run, parts[role].name) or frozen(run, parts[role].name)}
+    expected -= meant
+    seen = "" if run.recording else ": frozen, or left out"
     source, groups = str(optimizer.source), f"{len(optimizer.indices)} parameters in {len(optimizer.groups)} groups"
     for role in sorted(expected - held):
         yield Finding(
-            message=f"{parts[role].name} is in no group of the optimizer while its peers are: frozen, or left out.",
+            message=f"{parts[role].name} is in no group of the optimizer while its peers are{seen}: its "
+            f"{parts[role].size:,} values are never updated.",
             where=parts[role].name,
             evidence=(Evidence(name="groups that hold it", value=0, expected=1, why=groups, source=source),),
         )

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.parts import WATCHED
+from fgclip_doctor.run import Plan
 from fgclip_doctor_checks.gradients.parameter_never_got_gradient import parameter_never_got_gradient
-from tests.runs import adam, checkpoint, group, optimizer, run, series, state
+from tests.runs import adam, checkpoint, group, optimizer, parameter, run, series, state, watched
 
 ROLES = {
     "head.image": "visual_projection.weight",
@@ -113,3 +116,47 @@ def test_a_scale_whose_logged_loss_has_no_weight_is_quiet(expected: int, *, zero
     roles = {"scale.hard": "logit_scale_hardneg", "loss.hard": "loss_hard"}
     found = parameter_never_got_gradient(run(checkpoint(weights, optimizer=held), roles=roles))
     assert len(list(found)) == expected
+
+
+@pytest.mark.parametrize(
+    ("gradient", "steps", "plan", "expected"),
+    [
+        ("none", 20, Plan(), 1),
+        ("zero", 20, Plan(), 1),
+        ("some", 20, Plan(), 0),
+        ("unknown", 20, Plan(), 0),
+        ("none", 20, Plan(frozen=("roi_projection.*",)), 0),
+        ("none", WATCHED, Plan(), 1),
+    ],
+)
+def test_a_recording_saw_the_gradients(gradient: str, steps: int, plan: Plan, expected: int) -> None:
+    region = parameter("roi_projection.weight", gradient=gradient)
+    seen = watched(
+        region,
+        *(parameter(name) for name in [*BLOCKS, *ROLES.values()] if name != region.name),
+        roles={**ROLES, "loss.region": "loss_region"},
+        steps=steps,
+        plan=plan,
+    )
+    found = list(parameter_never_got_gradient(seen))
+    assert [(one.where, one.evidence[0].value) for one in found] == [(region.name, gradient)] * expected
+
+
+def test_the_first_steps_of_a_recording_say_nothing() -> None:
+    region = parameter("roi_projection.weight", gradient="none")
+    with pytest.raises(Missing, match="may come later"):
+        list(parameter_never_got_gradient(watched(region, roles=ROLES, steps=WATCHED - 1)))
+
+
+@pytest.mark.parametrize(("dead", "expected"), [(2, 0), (3, 1), (12, 0)])
+def test_a_share_of_unnamed_parameters(dead: int, expected: int) -> None:
+    """A quarter of 12 is three; without a single gradient, something else is wrong."""
+    moments = [np.array([float(index >= dead)]) for index in range(12)]
+    held = optimizer([group(0, list(range(12)))], [state(index, 9, one, one) for index, one in enumerate(moments)])
+    unnamed = run(checkpoint({"logit_scale": 1.0}, optimizer=replace(held, naming="not named: many")))
+    if expected:
+        [finding] = parameter_never_got_gradient(unnamed)
+        assert finding.evidence[0].value == dead
+    else:
+        with pytest.raises(Missing, match="not named"):
+            list(parameter_never_got_gradient(unnamed))
