@@ -195,16 +195,18 @@ def spikes(values: Floats, *, factor: float, errors: float, window: int = 64) ->
     import numpy as np
 
     logs = np.log(np.maximum(values, 1e-300))
-    count = max(1, len(logs) // window)
-    blocks = np.array_split(logs, count) if count > 1 else [logs]
-    middles = np.array([np.median(block) for block in blocks])
-    widths = middles - np.array([np.quantile(block, 0.16) for block in blocks])  # spikes don't widen the lower side
-    beside = np.pad(middles, 1, mode="edge")
-    top = np.max([beside[:-2], beside[1:-1], beside[2:]], axis=0)
-    width = np.max([np.pad(widths, 1, mode="edge")[place : place + count] for place in range(3)], axis=0)
-    sizes = [len(block) for block in blocks]
-    over = logs - np.repeat(top, sizes)
-    return np.flatnonzero((over >= np.log(factor)) & (over >= errors * np.repeat(width, sizes)))
+    window = min(window, max(1, len(logs)))
+    whole = len(logs) // window * window
+    blocks = logs[:whole].reshape(-1, window)
+    middles = np.median(blocks, axis=1)
+    widths = middles - np.quantile(blocks, 0.16, axis=1)  # spikes don't widen the lower side
+    top, width = (
+        np.max([beside[:-2], beside[1:-1], beside[2:]], axis=0)
+        for beside in (np.pad(middles, 1, mode="edge"), np.pad(widths, 1, mode="edge"))
+    )
+    of = np.minimum(np.arange(len(logs)) // window, len(middles) - 1)  # what is left over goes with the last block
+    over = logs - top[of]
+    return np.flatnonzero((over >= np.log(factor)) & (over >= errors * width[of]))
 
 
 def constant(values: Floats, resolution: float | None = None) -> bool:

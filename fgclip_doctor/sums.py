@@ -68,6 +68,7 @@ def decompose(run: Run) -> Sum:
         steps = steps[np.isin(steps, other)]
     if len(steps) < FEWEST:
         raise Missing(f"total and terms were logged together at fewer than {FEWEST} steps")
+    steps = steps[:: -(-len(steps) // dynamics.MOST)]  # enough to tell a sum by, and a burst
     columns = [values[np.searchsorted(at, steps)] for at, values in tables]
     y, x = columns[0], np.stack(columns[1:], axis=1)
     kept = _independent(x)
@@ -77,13 +78,14 @@ def decompose(run: Run) -> Sum:
     resolution = (total.resolution or 0.0) + float(np.mean([abs(one.resolution or 0.0) for one in parts])) * len(parts)
     rows = np.ones(len(y), dtype=bool)
     design = np.column_stack([np.ones(len(y)), x])
+    fitted = _least_absolute(design, y)
     for _ in range(30):
-        fitted = np.linalg.lstsq(design[rows], y[rows], rcond=None)[0]
         residuals = y - design @ fitted
         limit = max(4 * dynamics.spread(residuals[rows]), EXACT * dynamics.spread(y), resolution)
         if (again := np.abs(residuals) <= limit).sum() < max(len(y) // 2, len(fitted) + 2) or (again == rows).all():
             break
         rows = again
+        fitted = np.asarray(np.linalg.lstsq(design[rows], y[rows], rcond=None)[0], dtype=np.float64)
     left = float(residuals[rows].std())
     if left > max(EXACT * float(y.std()), resolution) or rows.sum() < max(len(y) // 2, FEWEST // 2):
         raise Missing("the total is no sum of the terms that were logged")
@@ -99,6 +101,19 @@ def decompose(run: Run) -> Sum:
         residuals=residuals,
         resolution=max(limit, resolution),
     )
+
+
+def _least_absolute(design: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The fit of least absolute residuals, which rows that lack a term don't bend: by reweighted least squares."""
+    import numpy as np
+
+    weights: NDArray[np.float64] = np.ones(len(y))
+    fitted: NDArray[np.float64] = np.zeros(design.shape[1])
+    for _ in range(50):
+        fitted = np.asarray(np.linalg.lstsq(design * weights[:, None], y * weights, rcond=None)[0], dtype=np.float64)
+        floor = 1e-6 * max(float(y.std()), 1e-12)
+        weights = np.asarray(1 / np.sqrt(np.maximum(np.abs(y - design @ fitted), floor)), dtype=np.float64)
+    return fitted
 
 
 def _independent(columns: NDArray[np.float64]) -> list[int]:

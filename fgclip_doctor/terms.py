@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from math import ceil, exp, floor, log, nan, sqrt
 from typing import TYPE_CHECKING
 
@@ -167,6 +166,8 @@ def _bank_of(run: Run, name: str) -> Bank | None:
 
 
 def _term(run: Run, name: str) -> Term:
+    import numpy as np
+
     series = run.loss(name)
     before, since = None, 0
     assumed: tuple[str, ...] = ()
@@ -186,7 +187,8 @@ def _term(run: Run, name: str) -> Term:
     scale, source, dimension = _scale_and_width(run, name)
     if dimension < 2:
         raise Missing(f"an embedding of width {dimension} has no null level")
-    every = min((b - a for a, b in pairwise(sorted(set(series.steps.tolist())))), default=1)
+    apart = np.diff(series.steps)
+    every = int(apart[apart > 0].min(initial=2**62)) if (apart > 0).any() else 1
     kind = run.facts.get("loss_kind")
     return Term(
         name=name,
@@ -200,7 +202,7 @@ def _term(run: Run, name: str) -> Term:
         scale_source=source,
         dimension=dimension,
         accumulation=int(every * run.number("accumulation", 1.0) * run.number("world_size", 1.0)),
-        every=int(every),
+        every=every,
         assumed=assumed,
         sigmoid=kind is not None and kind.value == "sigmoid",
         smoothing=min(max(run.number("label_smoothing", 0.0), 0.0), 1.0),
