@@ -166,3 +166,24 @@ def test_mean_with_error_sees_autocorrelation() -> None:
     assert theory.mean_with_error([1.0] * 7)[1] == float("inf")
     assert theory.mean_with_error([]) == (float("inf"), float("inf"))
     assert theory.mean_with_error([0.5] * 8) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("candidates", [2, 16, 4096])
+def test_the_sigmoid_chance_is_the_least_of_any_constant_logit(candidates: int) -> None:
+    best = theory.sigmoid_best_bias(candidates)
+    levels = [theory.sigmoid_level(candidates, scale=0.0, bias=best + shift) for shift in (-0.1, 0.0, 0.1)]
+    assert theory.sigmoid_chance(candidates) == pytest.approx(levels[1])
+    assert levels[1] < min(levels[0], levels[2])
+    assert theory.sigmoid_chance(1) == 0.0
+
+
+def test_equal_logits_give_the_supervised_chance_whatever_counts_as_positive() -> None:
+    """A plain writing-out of SupCon: the mean over its positives of each view's log-probabilities."""
+    batch, temperature = 25, 0.1
+    logits = np.zeros((2 * batch, 2 * batch))
+    other = ~np.eye(2 * batch, dtype=bool)
+    labels = np.tile(np.arange(batch) // 3, 2)
+    log_probabilities = logits - np.log((np.exp(logits) * other).sum(axis=1, keepdims=True))
+    positives = (labels[:, None] == labels) & other
+    loss = -(log_probabilities * positives).sum(axis=1) / positives.sum(axis=1)
+    assert theory.supervised_chance(batch, temperature=temperature) == pytest.approx(temperature / 0.07 * loss.mean())

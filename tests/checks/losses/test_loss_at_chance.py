@@ -228,3 +228,66 @@ def test_flips_at_the_precision() -> None:
     assert found(run, bits=2.001 * error / log(2))
     with pytest.raises(Missing, match="too noisy"):
         found(run, bits=1.999 * error / log(2))
+
+
+def text_only(values: ArrayLike, **facts: Any) -> Run:
+    """A log of a lone loss, with nothing beside it but what is stated."""
+    return runs.run(
+        facts=facts, roles={"loss.total": "loss"}, logged=[runs.series("loss", values, np.arange(200) * 10)]
+    )
+
+
+def test_fires_on_shuffled_captions_far_over_the_null_level() -> None:
+    """Features that know captions, but those of other images: at scale 100, ten nats and more."""
+    values = 14.0 + 1.5 * np.random.default_rng(0).standard_normal(300)
+    (finding,) = found(logged(values, logit_scale=TUNED))
+    assert "(opposed)" in finding.message
+    assert "FGD404" in finding.explained_by
+    assert not found(logged(learning(30, 11, 300, noise=0.5), logit_scale=TUNED))  # comes down
+
+
+def test_a_sigmoid_loss_without_knowledge_comes_down_to_its_own_chance() -> None:
+    noise = 0.02 * np.random.default_rng(0).standard_normal(300)
+    chance = theory.sigmoid_chance(64)
+    assert chance == pytest.approx(log(64) + 1, abs=0.01)
+    run = logged(chance + 0.3 * np.exp(-np.arange(300) / 20) + noise, micro_batch=64, loss_kind="sigmoid")
+    (finding,) = found(run)
+    assert "N H(1/N)" in finding.message
+    assert not found(logged(0.8 * chance + noise, micro_batch=64, loss_kind="sigmoid"))
+
+
+def test_label_smoothing_hides_chance_only_at_a_high_scale() -> None:
+    """Confident pairs cost epsilon times their margin, and the margin is at most about the scale."""
+    flat = log(128) + 1e-3 * np.random.default_rng(0).standard_normal(200)
+    assert found(logged(flat, candidates=128, label_smoothing=0.1))
+    with pytest.raises(Missing, match="label smoothing"):
+        found(logged(flat, candidates=128, label_smoothing=0.1, logit_scale=TUNED))
+
+
+def test_candidates_inferred_from_a_batch_tell_only_what_stands_still() -> None:
+    rng = np.random.default_rng(0)
+    still = log(128) + 2e-3 * rng.standard_normal(200)
+    assert found(text_only(still, micro_batch=128))
+    for values in (still + 0.1 * rng.standard_normal(200), still + 3 * np.exp(-np.arange(200) / 10)):
+        with pytest.raises(Missing):
+            found(text_only(values, micro_batch=128))
+    assert not found(text_only(still - 1.0, micro_batch=128, world_size=1, candidates=128))
+
+
+def test_a_handful_of_values_tells_where_the_null_noise_is_known() -> None:
+    facts = {"micro_batch": 4, "candidates": 132, "bank_size": 128, "world_size": 1, "dimension": 512, "scale": 14.24}
+    steps = np.arange(60, 110, 10)
+    run = runs.run(facts=facts, roles={"loss.total": "loss"}, logged=[runs.series("loss", CHANCE_132[:5], steps)])
+    assert found(run)
+    run.series["loss"] = runs.series("loss", [4.9, 4.6, 4.35, 4.1, 3.9], steps)
+    assert not found(run)
+    del run.facts["scale"]
+    with pytest.raises(Missing, match="too few values"):
+        found(run)
+
+
+def test_a_warmup_that_the_log_shows_is_no_chance() -> None:
+    run = logged(CHANCE_4)
+    run.series["learning_rate"] = runs.series("learning_rate", np.arange(1, 201) * 1e-6)
+    with pytest.raises(Missing, match="too few values"):
+        found(run)

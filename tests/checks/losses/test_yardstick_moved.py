@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from fgclip_doctor import Finding, Missing, Run
+from fgclip_doctor.run import Plan
 from fgclip_doctor_checks.losses.yardstick_moved import yardstick_moved
 from tests import features, runs
 from tests.features import saved
@@ -94,3 +95,22 @@ def test_flips_at_the_threshold() -> None:
     assert not fires(3.55 * 1.105)
     assert fires(3.55 * 0.905)
     assert not fires(3.55 * 0.895)
+
+
+def test_fires_by_what_the_log_or_the_plan_says_alone() -> None:
+    values = curve((1.5, 50), (4.0, 150))
+    run = runs.run(facts={**FACTS, "scale": 14.24}, roles={"loss.region": "loss_region"})
+    run.series["loss_region"] = runs.series("loss_region", values)
+    run.plan = Plan(bank_on=51)
+    (finding,) = yardstick_moved(run)
+    assert "nothing got worse" in finding.message
+    run.plan = Plan(bank_on=150)
+    with pytest.raises(Missing, match="changed the candidates"):
+        list(yardstick_moved(run))
+
+
+def test_fires_on_ten_lines_of_a_log() -> None:
+    values = [2.0, 1.7, 1.6, 1.4, 1.5, 5.0, 4.5, 5.5, 4.6, 5.4]
+    (finding,) = found(values, steps=np.arange(10, 110, 10))
+    assert finding.evidence[0].step == 60
+    assert not found([2.0, 1.7, 1.6, 1.4, 1.5, 2.0, 1.5, 2.1, 1.6, 2.0], steps=np.arange(10, 110, 10))

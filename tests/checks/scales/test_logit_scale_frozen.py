@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from fgclip_doctor import Missing, Run
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
-from tests.runs import adam, checkpoint, run
+from tests.runs import adam, checkpoint, run, series
 
 ROLES = {"head.image": "visual_projection.weight", "scale.global": "logit_scale", "scale.hard": "logit_scale_hardneg"}
 
@@ -68,3 +69,51 @@ def test_a_scale_at_its_cap_or_a_model_without_trained_heads_is_quiet() -> None:
 def test_skipped_without_optimizer() -> None:
     with pytest.raises(Missing, match="no optimizer state"):
         list(logit_scale_frozen(run(checkpoint({"logit_scale": np.array(2.0)}), roles={"scale.global": "logit_scale"})))
+
+
+def logged(values: object, *, lr: float = 5e-6, resolution: float = 1e-6, **facts: object) -> Run:
+    """A log of the region scale, and nothing else."""
+    steps = np.arange(10, 510, 10)
+    one = replace(series("logit_scale_finegraind", np.broadcast_to(values, 50), steps), resolution=resolution)
+    return run(facts={"learning_rate": lr, **facts}, logged=[one])
+
+
+def test_a_logged_scale_on_the_grid_of_bfloat16_that_never_changes() -> None:
+    [finding] = logit_scale_frozen(logged(2.65625))
+    assert "has stood at 2.65625 for 490 steps" in finding.message
+    assert finding.explained_by == ("FGD106",)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        logged(2.6592),  # fixed on purpose
+        logged(2.5),  # on the grid, as what people type is
+        logged(4.59375),  # at its cap
+        logged(2.65625 + 1e-6 * np.arange(50)),  # moves
+        logged(2.66, resolution=0.01),
+    ],
+)
+def test_quiet_on_logged_scales_that_are_fixed_or_move(made: Run) -> None:
+    assert not list(logit_scale_frozen(made))
+
+
+@pytest.mark.parametrize(("lr", "expected"), [(0.0024, 1), (0.0025, 0)])
+def test_a_logged_scale_flips_where_a_step_reaches_half_an_ulp(lr: float, expected: int) -> None:
+    """Half an ulp is 0.0078, and a step at most 3.2 times the learning rate."""
+    assert len(list(logit_scale_frozen(logged(2.65625, lr=lr)))) == expected
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(14.2428, 1), (14.2857, 0), (14.24, 0)])
+def test_a_stated_scale_tells_its_type_by_its_digits(scale: float, expected: int) -> None:
+    made = run(facts={"learning_rate": 5e-6, "scale": scale})
+    assert len(list(logit_scale_frozen(made))) == expected
+
+
+def test_a_log_without_scales_or_rates_is_skipped() -> None:
+    made = logged(2.65625)
+    del made.facts["learning_rate"]
+    with pytest.raises(Missing, match="learning rate"):
+        list(logit_scale_frozen(made))
+    with pytest.raises(Missing, match="no logit scale"):
+        list(logit_scale_frozen(run()))
