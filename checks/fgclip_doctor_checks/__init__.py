@@ -11,6 +11,7 @@ from fgclip_doctor_checks.clocks.partial_resume import partial_resume
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
 from fgclip_doctor_checks.gradients.checkpointing_blocks_gradient import checkpointing_blocks_gradient
 from fgclip_doctor_checks.gradients.gradient_spike import gradient_spike
+from fgclip_doctor_checks.gradients.learning_rate_group_wrong import learning_rate_group_wrong
 from fgclip_doctor_checks.gradients.parameter_frozen import parameter_frozen
 from fgclip_doctor_checks.gradients.parameter_never_got_gradient import parameter_never_got_gradient
 from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_not_in_optimizer
@@ -39,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     parameter_unchanged,
     checkpointing_blocks_gradient,
     updates_lost_to_rounding,
+    learning_rate_group_wrong,
     weight_decay_on_scale,
     gradient_spike,
     bank_never_active,
