@@ -325,12 +325,15 @@ class _Reader:
                 self._clock, self._raw = known, -1
             if one.record.step is not None and one.values and not one.record.samples:
                 self._in_samples = False
-        keys = np.concatenate([one.keys for one in rows])
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        steps = np.concatenate([np.where(one.record.clock >= self._clock, one.steps, -1) for one in rows])[order]
-        epochs = _filled(np.concatenate([one.epochs for one in rows])[order], self._epoch)
-        totals = np.concatenate([one.totals for one in rows])[order]
+        order = np.argsort(np.concatenate([one.keys for one in rows]), kind="stable")
+
+        def ordered(columns: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+            return np.concatenate(list(columns))[order] if len(rows) > 1 else next(iter(columns))
+
+        keys = ordered(one.keys for one in rows)
+        steps = ordered(one.steps if one.record.clock >= self._clock else np.full(len(one.keys), -1) for one in rows)
+        epochs = _filled(ordered(one.epochs for one in rows), self._epoch)
+        totals = ordered(one.totals for one in rows)
         steps = self._unwound(steps, epochs, totals, lambda place: self._line(block, int(keys[place]) // MAX_RECORDS))
         bars = [one.record.clock is Clock.BAR and not one.values for one in rows]
         if any(bars):
@@ -370,15 +373,17 @@ class _Reader:
         if self._clock is Clock.COUNT:  # an epoch of which only the end is logged: "12/12" and "12/12" again
             again |= (raw == before) & (raw == total)
         anew = again & (before >= 0) & (epoch > epoch_before) & (epoch_before >= 0)
-        stride = np.append(self._stride, np.diff(before))
-        epoch_steps = np.where(total > 0, total, before - raw + np.maximum(stride, 1))
-        gone = np.cumsum(np.where(anew, epoch_steps, 0))
-        resumed = np.flatnonzero(back & ~anew)
-        since = np.searchsorted(resumed, np.arange(len(raw)), side="right")  # resumptions up to each place
-        offsets = gone + np.append(self._offset, -gone[resumed])[since]
-        for place in resumed[: MAX_RESUMES - len(self._resumes)].tolist():
-            last = int(before[place]) + (int(offsets[place - 1]) if place else self._offset)
-            self._resumes.append((int(raw[place]), last, line(int(where[place]))))
+        offsets = np.full(len(raw), self._offset)
+        if (back | anew).any():
+            stride = np.append(self._stride, np.diff(before))
+            epoch_steps = np.where(total > 0, total, before - raw + np.maximum(stride, 1))
+            gone = np.cumsum(np.where(anew, epoch_steps, 0))
+            resumed = np.flatnonzero(back & ~anew)
+            since = np.searchsorted(resumed, np.arange(len(raw)), side="right")  # resumptions up to each place
+            offsets = gone + np.append(self._offset, -gone[resumed])[since]
+            for place in resumed[: MAX_RESUMES - len(self._resumes)].tolist():
+                last = int(before[place]) + (int(offsets[place - 1]) if place else self._offset)
+                self._resumes.append((int(raw[place]), last, line(int(where[place]))))
         if len(raw) > 1:
             self._stride = int(raw[-1] - raw[-2])
         self._raw, self._offset, self._step_epoch = int(raw[-1]), int(offsets[-1]), int(epoch[-1])
@@ -423,11 +428,13 @@ class _Reader:
         run = Run(self._path)
         log = Log(run, self._lines, self._understood, len(self._kinds))
         unit = self._samples_per_step() if self._in_samples else 1
-        for name, column in self._columns.items():
-            steps, values = self._columns[name].arrays()
-            if (steps < 0).all():
+        for name in list(self._columns):
+            column = self._columns.pop(name)  # not held twice
+            steps, values = column.arrays()
+            if steps.max() < 0:
                 steps = np.arange(1, len(steps) + 1)
-            steps = np.maximum(steps, 0)
+            elif steps.min() < 0:
+                steps = np.maximum(steps, 0)
             if unit > 1:
                 steps = np.round(steps / unit).astype(np.int64)
             resolution = None if column.place is None else 10.0 ** min(max(column.place, -300), 300)

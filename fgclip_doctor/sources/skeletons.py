@@ -111,8 +111,7 @@ def _by_shape(
     common = np.argsort(counts)[: -LENGTHS - 1 : -1]
     for length in common[(counts[common] >= MANY) & (common >= WORD) & (common <= MAX_LINE)].tolist():
         rows = np.flatnonzero(lengths == length)
-        lines: NDArray[np.bytes_] = _windows(shapes, f"S{length}")[starts[rows]]
-        for same in _equal(lines, length):
+        for same in _equal(shapes, starts[rows], length):
             shape = shapes[starts[rows[same[0]]] :][:length].tobytes()
             edges = np.array([edge for run in DIGITS.finditer(shape) for edge in run.span()], np.int64)
             found.setdefault(DIGITS.sub(b"0", shape), []).append((rows[same], edges))
@@ -122,18 +121,22 @@ def _by_shape(
     return found, np.flatnonzero(left)
 
 
-def _equal(lines: NDArray[np.bytes_], length: int) -> Iterator[NDArray[np.int64]]:
-    """Which of some lines of one length are equal, where `MANY` are. Equal hashes propose, a comparison decides."""
-    letters = lines.view(np.uint8).reshape(len(lines), length)
-    whole, last = letters[:, : length // WORD * WORD], letters[:, -WORD:]
-    words = [np.ascontiguousarray(part).view(np.uint64) for part in (whole, last)]
-    hashes = words[0] @ HASH[: words[0].shape[1]] + words[1][:, 0] * HASH[-1]
-    order = np.arange(len(lines)) if (hashes == hashes[0]).all() else np.argsort(hashes, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(hashes[order])) + 1):
-        if len(part) >= MANY:
-            same = part[lines[part] == lines[part[0]]]
-            if len(same) >= MANY:
-                yield same
+def _equal(shapes: NDArray[np.uint8], starts: NDArray[np.int64], length: int) -> Iterator[NDArray[np.int64]]:
+    """Which lines of one length are of one shape, where `MANY` are. Equal hashes propose, a comparison decides."""
+    words = _windows(shapes, f"V{length // WORD * WORD}")[starts].view(np.uint64).reshape(len(starts), -1)
+    last = _windows(shapes, "u8")[starts + (length - WORD)]
+    if (words == words[0]).all() and (last == last[0]).all():
+        yield np.arange(len(starts))
+        return
+    hashes = words @ HASH[: words.shape[1]] + last * HASH[-1]
+    order = np.argsort(hashes)
+    ends = np.append(np.flatnonzero(np.diff(hashes[order])) + 1, len(order))
+    sizes = np.diff(ends, prepend=0)
+    for end, size in zip(ends[sizes >= MANY].tolist(), sizes[sizes >= MANY].tolist(), strict=True):
+        part = np.sort(order[end - size : end])
+        one = part[0]
+        if (words[part] == words[one]).all() and (last[part] == last[one]).all():
+            yield part
 
 
 def _windows(letters: NDArray[np.uint8], dtype: str) -> NDArray[Any]:

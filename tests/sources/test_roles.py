@@ -171,6 +171,29 @@ def test_losses(names: list[str], expected: dict[str, str]) -> None:
     assert find({}, {name: series(name, [1.0, 2.0]) for name in names}) == expected
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["loss", "Loss", "train_loss", "train/loss", "train_loss_step", "train/loss_epoch", "loss_train", "training_loss"]
+    + ["Loss/train", "loss/total", "train/total_loss", "trainLoss", "batch_loss"],
+)
+def test_the_loss_of_the_training_by_any_name(name: str) -> None:
+    assert find({}, {name: series(name, [1.0, 2.0])}) == {"loss.total": name}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["eval_loss", "val/loss", "val_loss_epoch", "loss_val", "Loss/test", "validation_loss", "valLoss", "dev_loss"]
+    + ["test/loss_step", "mean/loss", "loss_scale", "loss_weight"],
+)
+def test_no_loss_of_the_training(name: str) -> None:
+    assert find({}, {name: series(name, [1.0, 2.0])}) == {}
+
+
+def test_the_loss_of_each_step_rather_than_of_an_epoch() -> None:
+    names = ["train_loss_epoch", "train_loss_step", "val_loss"]
+    assert find({}, {name: series(name, [1.0, 2.0]) for name in names}) == {"loss.total": "train_loss_step"}
+
+
 def test_given_roles_win() -> None:
     found = find(tensors({"queue": (64, 32), "mine": (64, 32)}), {}, {"bank.image_keys": "mine"})
     assert found["bank.image_keys"] == "mine"

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgclip_doctor.run import Run
-from fgclip_doctor.sources import lines, load, roles, text_log, trainer
+from fgclip_doctor.sources import decimals, lines, load, records, roles, skeletons, text_log, trainer
+from fgclip_doctor.sources.decimals import Number
 from fgclip_doctor.sources.files import Unreadable
 from fgclip_doctor.sources.records import Clock, clock
-from fgclip_doctor.sources.decimals import Number
 from fgclip_doctor.sources.skeletons import Block, chunks
 
 LOGS = Path(__file__).parent / "logs"
@@ -302,14 +302,107 @@ def test_a_series_is_bounded_and_keeps_neighbours_and_faults() -> None:
     column = lines._Column()
     for start in range(0, 64 * lines.STRETCH, lines.STRETCH):
         steps = np.arange(start, start + lines.STRETCH)
-        column.add(
-            steps, np.where(steps == 3 * lines.STRETCH, np.nan, steps.astype(float)), limit=8 * lines.STRETCH
-        )
+        column.add(steps, np.where(steps == 3 * lines.STRETCH, np.nan, steps.astype(float)), limit=8 * lines.STRETCH)
     steps, values = column.arrays()
     assert column.thinned
     assert len(steps) <= 9 * lines.STRETCH
     assert np.diff(steps).min() == 1
     assert np.isnan(values).sum() == 1
+
+
+def test_a_hole_in_the_file_is_one_long_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgclip_doctor.sources.skeletons.CHUNK", 1 << 16)
+    path = tmp_path / "x.log"
+    with path.open("wb") as file:
+        file.write(b"step 1 loss 2.0\n" * 5_000)
+        file.seek(1 << 26, 1)
+        file.write(b"\nstep 2 loss 1.0\n")
+    assert max(map(len, chunks(path))) <= (1 << 16) + 2 * skeletons.MAX_LINE
+    assert points(text_log.read(path), "loss")[-2:] == [(1, 2.0), (2, 1.0)]
+
+
+def test_what_is_appended_while_a_log_is_read_is_left_to_the_next_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgclip_doctor.sources.skeletons.CHUNK", 1 << 10)
+    path = tmp_path / "x.log"
+    path.write_bytes(b"step 1 loss 2.0\n" * 1_000)
+    read = 0
+    for chunk in chunks(path):
+        read += len(chunk)
+        with path.open("ab") as file:
+            file.write(chunk * 2)
+    assert read == 16_000
+
+
+@pytest.mark.parametrize("name", ["{letters}_loss", "layer{number}_loss"])
+def test_however_many_names_there_are_only_so_many_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("fgclip_doctor.sources.lines.MAX_KINDS", 50)
+    monkeypatch.setattr("fgclip_doctor.sources.lines.MAX_VARIANTS", 50)
+    monkeypatch.setattr("fgclip_doctor.sources.skeletons.CHUNK", 1 << 12)
+    read = 0
+
+    def understand(skeleton: str, line: str) -> records.Reading:
+        nonlocal read
+        read += 1
+        return text_log.understand(skeleton, line)
+
+    path = tmp_path / "x.log"
+    names = [name.format(number=step, letters="x" * (step % 200 + 1)) for step in range(1_000)]
+    path.write_text("".join(f"step {step} {name}: 1.5\n" for step, name in enumerate(names)))
+    assert len(lines.collect(path, understand).run.series) == 50
+    assert read <= 51
+
+
+def test_lines_of_too_many_kinds_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgclip_doctor.sources.lines.MAX_KINDS", 2)
+    path = tmp_path / "x.log"
+    text = "step 1 loss_a: 0.5\nstep 1 loss_b: 0.5\n" + "step 1 loss_c: 0.5\n" * 30 + "step 2 loss_d: 0.5\n"
+    path.write_text(text + "step 2 loss_a: 0.5\n")
+    log = lines.collect(path, text_log.understand)
+    assert sorted(log.run.series) == ["loss_a", "loss_b"]
+    assert log.notes == ["31 lines are too long, or of too many kinds, and were left out"]
+
+
+def test_steps_that_keep_going_back_cost_no_memory(tmp_path: Path) -> None:
+    run = log(tmp_path, "step 5 loss 1.0\nstep 3 loss 2.0\n" * 5_000)
+    assert len(run.events) == lines.MAX_RESUMES
+    assert run.series["loss"].steps.tolist() == [5, 3] * 5_000
+
+
+def test_a_series_of_many_pieces_is_joined() -> None:
+    column = lines._Column()
+    for step in range(1_000):
+        column.add(np.array([step]), np.array([0.5]), limit=10_000)
+    assert len(column._steps) <= lines.PIECES + 1
+    assert column.arrays()[0].tolist() == list(range(1_000))
+
+
+MIXED = "".join(
+    f"step {step} loss {step % 37 / 7:.4g} ({step / 3:.2f}) lr={10.0 ** -(step % 9):.3e}\n"
+    f"{'epoch 1 [rank0] ' * (step % 5 == 0)}region_loss: {step * 1.1!r} norm: {step % 3}\n"
+    for step in range(400)
+)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"MANY": 10**9}, {"MANY": 1}, {"MANY": 1, "MOST": 1}, {"LENGTHS": 1}, {"HASH": skeletons.HASH * 0}],
+    ids=["digits", "shapes", "shapes apart", "one length", "every hash equal"],
+)
+def test_lines_say_the_same_by_shape_and_digit_by_digit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, object]
+) -> None:
+    expected = log(tmp_path, MIXED)
+    for name, value in limits.items():
+        monkeypatch.setattr(f"fgclip_doctor.sources.skeletons.{name}", value)
+    run = log(tmp_path, MIXED)
+    assert {name: points(run, name) for name in run.series} == {
+        name: points(expected, name) for name in expected.series
+    }
+    assert points(run, "region_loss") == [(step, step * 1.1) for step in range(400)]
 
 
 @pytest.mark.parametrize(
@@ -363,6 +456,36 @@ def test_what_stands_before_a_number_does_not_change_it(before: str) -> None:
     block = Block(f"{before}{before}12 {before}3.25\n".encode())
     assert next(block.alike(*block.first))[1].values(Number((0,)))[0].tolist() == [12.0]
     assert next(block.alike(*block.first))[1].values(Number((1,), 2))[0].tolist() == [3.25]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9 * 10**18), st.integers(-44, 44)), min_size=1))
+def test_rounding_is_certain_or_left_to_python(numbers: list[tuple[int, int]]) -> None:
+    whole, power = (np.array(column) for column in zip(*numbers, strict=True))
+    values, certain = decimals.rounded(whole, power)
+    expected = np.array([float(f"{digits}e{exponent}") for digits, exponent in numbers])
+    np.testing.assert_array_equal(values[certain], expected[certain])
+
+
+def test_rounding_is_nearly_always_certain() -> None:
+    rng = np.random.default_rng(0)
+    for power in range(-44, 0):
+        _, certain = decimals.rounded(rng.integers(10**16, 10**17, 1_000), np.full(1_000, power))
+        assert certain.mean() > 0.9  # what lies in the middle between two float64 is Python's
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *("9007199254740993", "9007199254740992.5", "9" * 19, "18446744073709551616.0", "1234567890" * 3),
+        *("0.00012345678901234567", "0." + "0" * 30 + "1", "1e-0", ".5", "5."),
+        *("1.7976931348623157e308", "5e-324", "1e400"),
+    ],
+)
+@pytest.mark.parametrize("beside", [1, 100])
+def test_numbers_at_the_edges(tmp_path: Path, number: str, beside: int) -> None:
+    text = "".join(f"loss={number}\nloss={0.5 + place}\n" for place in range(beside))
+    assert log(tmp_path, text).series["loss"].values.tolist()[::2] == [float(number)] * beside
 
 
 def test_thousands() -> None:
