@@ -7,9 +7,10 @@ import sys
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from fgclip_doctor import __version__
 from fgclip_doctor.config import Config, ConfigError, parse_fail_on, plan_beside, read_config
@@ -180,6 +181,106 @@ def audit(
         raise _fail(_words(error)) from None
     _print(report, output_format, output, verbose=verbose, threshold=threshold, checks=checks)
     raise typer.Exit(0 if update_baseline else report.exit_code(threshold))
+
+
+class WithCommand(TyperCommand):
+    """A command whose words after ``--`` are somebody else's command line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            place = args.index("--")
+            ctx.meta["command"] = args[place + 1 :]
+            args = args[:place]
+        return super().parse_args(ctx, args)
+
+
+@app.command(
+    cls=WithCommand,
+    short_help="Follow a run while it goes on.",
+    epilog=_examples(
+        "watch -- python train.py --lr 5e-6",
+        "watch --stop-on error -- torchrun --nproc-per-node 8 train.py",
+        "watch runs/exp7",
+        "watch runs/exp7 --once",
+    ),
+)
+def watch(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH...] [-- COMMAND...]", readable=False, help="What to follow.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", readable=False, help="Where a command's recording goes.")
+    ] = None,
+    interval: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once, and leave.")] = False,
+    screen: Annotated[
+        bool | None, typer.Option("--dashboard/--lines", help="A screen of its own, or lines as findings appear.")
+    ] = None,
+    stop_on: Annotated[
+        str | None, typer.Option("--stop-on", help="End the command after its next checkpoint: error, warning, info.")
+    ] = None,
+    stop_now: Annotated[bool, typer.Option("--stop-now", help="With --stop-on: don't wait for a checkpoint.")] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", readable=False, help="Write doctor/ scalars for TensorBoard here.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", readable=False, help="The weights that the run started from.")
+    ] = None,
+    fact: Facts = None,
+    select: Select = None,
+    ignore: Ignore = None,
+    fail_on: Annotated[
+        str | None, typer.Option("--fail-on", help="Of a path that ended: exit with 1 from here on (default: error).")
+    ] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Follow a run that writes logs, or run a command and watch it: each finding as soon as there is evidence.
+
+    A command needs no change: it is watched through its environment, and its exit code is ours.
+    """
+    from fgclip_doctor import policy
+    from fgclip_doctor.diagnosis import diagnose
+    from fgclip_doctor.live import watch as watching
+    from fgclip_doctor.live.follow import Follower
+    from fgclip_doctor.live.launcher import fresh_directory
+    from fgclip_doctor.sources.following import Following
+
+    words = context.meta.get("command")
+    if bool(words) == bool(paths):
+        raise _fail("watch takes a PATH that grows, or -- and a command to run")
+    try:
+        config, checks = _settings(config_file, select, ignore)
+        facts = {name: str(value) for name, value in config.facts.items()} | _facts(fact or [])
+        directory = record or fresh_directory()
+        followed = paths or [directory]
+        following = Following(followed, base=base, facts=facts, roles=config.roles)
+
+        def judge(run: Run) -> Report:
+            run.plan = config.plan if config.plan.source else plan_beside(followed)
+            report = diagnose(run, checks, thresholds=config.thresholds, severities=config.severity)
+            return policy.applied(report, set_aside=config.set_aside)
+
+        options = watching.Options(
+            interval=interval,
+            stop_on=parse_fail_on(stop_on) if stop_on else None,
+            stop_at_once=stop_now,
+            dashboard=sys.stdout.isatty() and not once and not words if screen is None else screen,
+            tensorboard=tensorboard,
+        )
+        threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
+        subject = " ".join(words) if words else ", ".join(map(str, followed))
+        watcher = watching.Watcher(Follower(following.poll, judge), options, subject=subject)
+        if words:
+            raise typer.Exit(watching.command(words, directory, watcher))
+        report = watching.paths(watcher, once=once, over=following.ended)
+    except (ConfigError, RegistryError, OSError) as error:
+        raise _fail(_words(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if report is None:
+        raise _fail(following.problem or f"{subject}: nothing to read")
+    raise typer.Exit(report.exit_code(threshold))
 
 
 @app.command(

@@ -100,6 +100,7 @@ class Recorder:
         self.evaluating: dict[str, int] = {}
         self.gathers: dict[tuple[str, tuple[int, ...], bool, bool], int] = {}
         self.modes_at = -1
+        self.saving = False  # whether something was saved since the last step
         self.next_rows = 1
         self.model_line = ""
 
@@ -114,6 +115,7 @@ class Recorder:
         for owner in (Optimizer, nn.Module):
             self._patch(owner, "zero_grad", self._around_zero_grad)
         self._patch(torch.amp.GradScaler, "step", self._around_scaler)
+        self._patch(torch, "save", self._around_save)
         self._patch_collectives()
         self._patch_reentrant()
         self.undo.append(sites.watch(self._guard(self._see_loss)))
@@ -215,6 +217,13 @@ class Recorder:
             return result
 
         return step
+
+    def _around_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def save(*args: Any, **kwargs: Any) -> Any:
+            self.saving = True
+            return original(*args, **kwargs)
+
+        return save
 
     def _around_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """`__call__` of the model's class: counts the passes of the one model that is watched."""
@@ -395,6 +404,9 @@ class Recorder:
         """Gradients are complete, and about to be used."""
         self.fetcher.poll()
         subject = self._watched()
+        if self.saving:  # all the pieces of a checkpoint are there once the training goes on
+            self.saving = False
+            self._write("saved", step=self.clocks["steps"])
         if not self.looking:
             return
         step = self.clocks["steps"]

@@ -31,6 +31,7 @@ def load(
     base: Path | None = None,
     facts: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
+    readers: dict[Path, object] | None = None,
 ) -> Run:
     """Everything that `paths` tell, as one run: checkpoints, directories of several, files of weights, event files,
     logs and tables.
@@ -40,13 +41,14 @@ def load(
     then older checkpoints, and in each training_args.bin, trainer_state.json, scheduler.pt, config.json, in this order;
     then TensorBoard's event files, W&B's and MLflow's directories, and then logs and tables.
     `roles` names parts of the model. Raises `Unreadable`, with a line that begins with the path, if nothing at all
-    could be read from one of the paths; what can't be read of the rest is told in `Run.problems`.
+    could be read from one of the paths; what can't be read of the rest is told in `Run.problems`. `readers` keeps what
+    was read of recordings and event files for the next call, which goes on from there.
     """
     found: list[Found] = []
     around: list[Found] = []
     logs: list[Run] = []
     for path in paths:
-        inner, outer, told_beside = _read_path(path)
+        inner, outer, told_beside = _read_path(path, readers)
         found += [one for one in inner if one.path not in {known.path for known in found}]
         around += outer
         logs += told_beside
@@ -85,7 +87,7 @@ def load(
     return run
 
 
-def _read_path(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
+def _read_path(path: Path, readers: dict[Path, object] | None = None) -> tuple[list[Found], list[Found], list[Run]]:
     """The checkpoints under `path`, by step, the run directory around them, for its facts and its log, and what event
     files, logs and tables tell.
 
@@ -93,12 +95,12 @@ def _read_path(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
     read when they are asked for by themselves.
     """
     try:
-        return _read_there(path)
+        return _read_there(path, {} if readers is None else readers)
     except OSError as error:  # a folder that may not be listed, or listed but not entered
         raise Unreadable(error.filename or path, reason(error)) from None
 
 
-def _read_there(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
+def _read_there(path: Path, readers: dict[Path, object]) -> tuple[list[Found], list[Found], list[Run]]:
     is_directory = path.is_dir()
     inner = checkpoints.inner_checkpoints(path) if is_directory else []
     around = bool(inner) and checkpoints.is_checkpoint(path)
@@ -116,13 +118,13 @@ def _read_there(path: Path) -> tuple[list[Found], list[Found], list[Run]]:
                     raise
         return [checkpoints.read_file(path)], [], []
     if recording.is_recording(path):
-        return [], [], [recording.read(path)]
+        return [], [], [recording.read(path, readers)]
     found = [_read(one) for one in inner] if inner else [checkpoints.read_directory(path)]
     outer = [checkpoints.read_directory(path)] if around else []
     logs = list(_trackers(path))
     logs += [] if wandb_run.keeps(path) else text_log.beside(path)
     try:
-        logs.insert(0, tensorboard_events.read(path))
+        logs.insert(0, tensorboard_events.read(path, readers=readers))
     except Unreadable as error:
         found[0].problems.append(error.bare())
     if all(one.empty for one in [*found, *outer]) and not any(log.series or log.facts for log in logs):

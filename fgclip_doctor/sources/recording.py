@@ -59,9 +59,13 @@ def is_recording(path: Path) -> bool:
         return False
 
 
-def read(path: Path) -> Run:
-    """A recording, as far as it goes. Raises `Unreadable` if there is none."""
-    reader = Reader(path)
+def read(path: Path, readers: dict[Path, object] | None = None) -> Run:
+    """A recording, as far as it goes; with `readers`, from where it was left. Raises `Unreadable` if there is none."""
+    reader = (readers or {}).get(path)
+    if not isinstance(reader, Reader):
+        reader = Reader(path)
+    if readers is not None:
+        readers[path] = reader
     reader.poll()
     return reader.run()
 
@@ -119,6 +123,11 @@ class Reader:
         line = str(Unreadable(file, what))
         if line not in self.problems:
             self.problems.append(line)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every rank has ended as it should."""
+        return bool(self.ranks) and all(rank.ended for rank in self.ranks.values())
 
     def run(self) -> Run:
         """Everything recorded so far. Raises `Unreadable` if nothing was."""
@@ -190,6 +199,7 @@ class _Rank:
     digests: dict[str, dict[int, str]] = field(default_factory=dict)
     rows: dict[str, list[tuple[int, np.ndarray[Any, Any], str]]] = field(default_factory=dict)
     scalars: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
     looked: int = 0  # steps that were looked at
 
     def take(self, line: bytes) -> int:
@@ -207,7 +217,7 @@ class _Rank:
     # Each of these is a kind of record, with its fields by name.
 
     def _start(self, *, version: int, world_size: int, **_: Any) -> None:
-        self.version, self.world_size = int(version), int(world_size)
+        self.version, self.world_size, self.ended = int(version), int(world_size), False
         self.reached, self.zero, self.reentrant = {}, set(), []  # a restarted run reaches them anew
 
     def _model(self, *, parameters: list[Any], buffers: list[Any], groups: list[Any], **_: Any) -> None:
@@ -268,10 +278,14 @@ class _Rank:
         self._clock(step, clocks)
 
     def _end(self, *, steps: int, **clocks: Any) -> None:
+        self.ended = True
         self._clock(steps, clocks)
 
     def _reentrant(self, *, name: str, **_: Any) -> None:
         self.reentrant.append(str(name))
+
+    def _saved(self, *, step: int) -> None:
+        self._add("saved", step, 1.0)
 
     def _digest(self, *, step: int, values: Mapping[str, Any]) -> None:
         for name, digest in values.items():

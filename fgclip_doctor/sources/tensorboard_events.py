@@ -295,12 +295,16 @@ class EventLog:
         return run
 
 
-def read(path: Path, *, checksums: bool = True) -> Run:
-    """What the event files under `path` tell of a run, or the one that it is.
+def read(path: Path, *, checksums: bool = True, readers: dict[Path, object] | None = None) -> Run:
+    """What the event files under `path` tell of a run, or the one that it is; with `readers`, from where it was left.
 
     Raises `Unreadable` if there are some, but nothing in them can be read.
     """
-    log = EventLog(path, checksums=checksums)
+    log = (readers or {}).get(path)
+    if not isinstance(log, EventLog):
+        log = EventLog(path, checksums=checksums)
+    if readers is not None:
+        readers[path] = log
     log.poll()
     run = log.run()
     problems = [problem for file in log.files.values() for problem in file.problems()]

@@ -1,0 +1,220 @@
+"""A run that goes on, on one screen: loss terms on the yardstick, clocks, bank, scales, gradients and findings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from rich.console import Group, RenderableType
+from rich.layout import Layout
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from fgclip_doctor import bank
+from fgclip_doctor.diagnosis import Report
+from fgclip_doctor.findings import Severity
+from fgclip_doctor.inert import inert
+from fgclip_doctor.live.follow import Told, step_of
+from fgclip_doctor.recorded import LossSite
+from fgclip_doctor.run import Missing, Run, Series
+from fgclip_doctor.terms import terms
+from fgclip_doctor.theory import LN2
+
+BARS = "▁▂▃▄▅▆▇█"
+COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
+RECENT = 32  # values that "now" is the mean of
+
+
+def screen(
+    run: Run | None, report: Report | None, told: Sequence[Told], *, state: str, width: int, height: int
+) -> Layout:
+    """The panes, for a terminal of `width` columns and `height` lines. `state` is a line of what goes on."""
+    layout = Layout()
+    found = max(5, min(height // 3, 3 + 2 * len(told)))
+    layout.split_column(
+        Layout(_head(run, state), name="head", size=1),
+        Layout(_losses(run, width), name="losses", ratio=2),
+        Layout(name="middle", ratio=2),
+        Layout(_findings(told, report), name="findings", size=found),
+    )
+    layout["middle"].split_row(
+        Layout(_pane("clocks", _clocks(run)), name="clocks"),
+        Layout(_pane("bank and scales", _state(run)), name="state"),
+        Layout(_pane("gradient norms", _gradients(run, width // 3)), name="gradients"),
+    )
+    return layout
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The course of the values in `width` characters, each the mean of its share; a gap where nothing is finite."""
+    if not len(values) or width < 1:
+        return ""
+    count = min(width, len(values))
+    parts = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+    means = [sum(kept) / len(kept) if (kept := [v for v in part if math.isfinite(v)]) else None for part in parts]
+    known = [mean for mean in means if mean is not None]
+    if not known:
+        return " " * count
+    low, span = min(known), max(known) - min(known)
+    places = [None if m is None else int((m - low) / span * (len(BARS) - 1)) if span else 0 for m in means]
+    return "".join(" " if place is None else BARS[place] for place in places)
+
+
+def _pane(title: str, body: RenderableType) -> Panel:
+    return Panel(body, title=title, title_align="left", border_style="dim", padding=(0, 1))
+
+
+def _head(run: Run | None, state: str) -> Text:
+    step = f"step {step_of(run):,}  " if run is not None else ""
+    return Text.assemble(("fgclip-doctor ", "bold"), f"{step}{inert(state)}", overflow="ellipsis", no_wrap=True)
+
+
+def _losses(run: Run | None, width: int) -> Panel:
+    table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
+    table.add_column("loss", ratio=3, overflow="ellipsis", no_wrap=True)
+    for name in ("now", "of N", "null", "bits"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("loss over the run", ratio=2, no_wrap=True)
+    table.add_column("bits over the run", ratio=2, no_wrap=True)
+    room = max(4, (width - 60) // 3)
+    for row in _loss_rows(run, room) if run is not None else ():
+        table.add_row(*row)
+    return _pane("losses on their yardstick", table)
+
+
+def _loss_rows(run: Run, room: int) -> Iterator[tuple[str, ...]]:
+    sites = run.recording.first.sites if run.recording else ()
+    for site in islice(_contrastive(sites), 8):
+        bits = ((site.null - site.loss) / LN2).tolist()
+        yield _row(site.name, site.loss.tolist(), float(site.candidates[-1]), _mean(site.null.tolist()), bits, room)
+    if sites:
+        return
+    try:
+        for term in terms(run):
+            if not isinstance(term, Missing):
+                level = term.null.level
+                values = term.series.values.tolist()
+                bits = [(level - value) / LN2 for value in values]
+                yield _row(term.name, values, term.candidates, level, bits, room)
+    except Missing as missing:
+        yield (inert(str(missing)), "", "", "", "", "", "")
+
+
+def _contrastive(sites: Iterable[LossSite]) -> Iterator[LossSite]:
+    """Those with a positive that its place tells; a classifier's loss is no contrastive one."""
+    return (site for site in sites if site.targets != "other" and len(site.loss))
+
+
+def _row(
+    name: str, values: Sequence[float], candidates: float, null: float, bits: Sequence[float], room: int
+) -> tuple[str, ...]:
+    now, learnt = _mean(values), _mean(bits)
+    return (
+        inert(name),
+        f"{now:.3f}",
+        f"{candidates:.4g}",
+        f"{null:.2f}",
+        f"{learnt:.2f}",
+        sparkline(values, room),
+        sparkline(bits, room),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    recent = [value for value in values[-RECENT:] if math.isfinite(value)]
+    return sum(recent) / len(recent) if recent else math.nan
+
+
+def _clocks(run: Run | None) -> Table:
+    table = _pairs()
+    if run is None:
+        return table
+    clocks = run.recording.first.clocks if run.recording else {}
+    for name in ("forwards", "backwards", "steps", "scheduler_steps", "zero_grads", "skipped"):
+        if name in clocks:
+            table.add_row(name.replace("_", " "), f"{clocks[name]:,}")
+    if clocks.get("steps"):
+        expected = run.facts.get("accumulation")
+        meant = f" (meant: {expected.value})" if expected else ""
+        table.add_row("forwards per step", f"{clocks.get('forwards', 0) / clocks['steps']:.3g}{inert(meant)}")
+    seconds, elapsed = _last(run, "watching/seconds"), _last(run, "watching/elapsed")
+    if seconds is not None and elapsed:
+        table.add_row("cost of watching", f"{100 * seconds / elapsed:.2f} %")
+    return table
+
+
+def _state(run: Run | None) -> Table:
+    table = _pairs()
+    if run is None:
+        return table
+    try:
+        found = bank.memory_bank(run)
+        filled = "?" if found.written is None else f"{found.written:,}"
+        on = {True: "on", False: "off", None: "not said"}[found.enabled]
+        table.add_row("bank", f"{filled} of {found.size:,} rows, {on}")
+    except Missing:
+        table.add_row("bank", "none found")
+    for event in run.events[-3:]:
+        table.add_row(inert(event.kind), f"step {event.step:,}")
+    try:
+        for scale in run.scales():
+            table.add_row(scale.role, f"{scale.last:.4f} (exp {math.exp(min(scale.last, 50)):.4g})")
+    except Missing:
+        pass  # a log alone: there is nothing to show, and the checks say what they miss
+    rate = _last(run, "learning_rate")
+    if rate is not None:
+        table.add_row("learning rate", f"{rate:.3g}")
+    return table
+
+
+def _gradients(run: Run | None, width: int) -> Table:
+    table = _pairs()
+    if run is None:
+        return table
+    prefix = "gradient norm/"
+    norms = {
+        name.removeprefix(prefix): float(one.values[-1]) for name, one in run.series.items() if name.startswith(prefix)
+    }
+    largest = max(norms.values(), default=0.0)
+    for name, norm in islice(sorted(norms.items(), key=lambda item: -item[1]), 12):
+        room = max(3, width - 40)
+        bar = "█" * round(room * norm / largest) if math.isfinite(norm) and largest else ""
+        table.add_row(inert(name), f"{norm:.2e} {bar}")
+    whole = _last(run, "grad_norm")
+    if whole is not None and not norms:
+        table.add_row("all", f"{whole:.3g}")
+    return table
+
+
+def _findings(told: Sequence[Told], report: Report | None) -> Panel:
+    lines: list[RenderableType] = []
+    for one in sorted(told, key=lambda one: (bool(one.finding.explained_by), one.finding.severity.rank)):
+        finding = one.finding
+        lines.append(
+            Text.assemble(
+                (f"{finding.severity} {finding.code} ", COLOUR[finding.severity]),
+                (f"step {one.step:,} ", "dim"),
+                inert(finding.message),
+                overflow="ellipsis",
+            )
+        )
+    if not lines:
+        passed = (
+            f"nothing found; {len(report.passed)} checks passed so far" if report else "waiting for the first records"
+        )
+        lines.append(Text(passed, "dim"))
+    return _pane("findings", Group(*lines))
+
+
+def _pairs() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, expand=True)
+    table.add_column(style="dim", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column(justify="left", overflow="ellipsis", no_wrap=True, ratio=2)
+    return table
+
+
+def _last(run: Run, name: str) -> float | None:
+    series: Series | None = run.series.get(name)
+    return float(series.values[-1]) if series is not None and len(series.values) else None
