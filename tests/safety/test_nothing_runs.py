@@ -33,6 +33,10 @@ PLACES = (  # every file that may hold a pickle
     "model.safetensors",
     "events.out.tfevents.1",
     "train.log",
+    "run-x.wandb",
+    "mlflow.db",
+    "history.parquet",
+    "rank-0.000.jsonl",
 )
 INDEX = {"weight_map": {"logit_scale": "shard-1.bin"}}
 WATCH = """
@@ -51,13 +55,16 @@ def attempt(path):
 healthy, hostile = map(Path, sys.argv[1:])
 for path in sorted(healthy.rglob("*")):  # whatever is imported at its first use
     attempt(path)
-READ = {"open", "os.listdir", "os.scandir", "builtins.id"}
+READ = {"os.listdir", "os.scandir", "pathlib.Path.glob", "builtins.id", "sqlite3.connect/handle"}
 events = []
 watching = True
+def reads(event, args):
+    if event == "open":
+        return not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    return event in READ or (event == "sqlite3.connect" and args[0].endswith("?mode=ro&immutable=1"))
 def hook(event, args):
-    if not watching or (event in READ and not (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))):
-        return
-    events.append((event, repr(args)[:300], str(path)))
+    if watching and not reads(event, args):
+        events.append((event, repr(args)[:300], str(path)))
 corpus = {path: sorted(file for file in path.rglob("*") if file.is_file()) for path in sorted(hostile.iterdir())}
 sys.addaudithook(hook)
 said = {}
@@ -78,6 +85,9 @@ def watched(tmp_path: Path) -> dict[str, Any]:
     spoilt.mkdir()
     for number, content in enumerate([b"junk", pickle.dumps(["é", 1], 0), zipped(b"junk"), zipped(b"N."), b"]."]):
         (spoilt / f"{number}.pt").write_bytes(content)
+    for name in PLACES:
+        (spoilt / name).parent.mkdir(exist_ok=True)
+        (spoilt / name).write_bytes(b"junk")
     with zipfile.ZipFile(spoilt / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"N." * 10)
     done = subprocess.run(

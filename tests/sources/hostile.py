@@ -90,6 +90,9 @@ def touching(mark: Path) -> dict[str, bytes]:
         "EXT4": b"\x80\x02\x84\x01\x00\x00\x00" + touch + b"\x85R.",
         "default factory": b"ccollections\ndefaultdict\n(cos\nsystem\ntR" + touch + b"Ns.",
         "persistent id": b"\x80\x02(" + text("storage") + system + touch + text("cpu") + b"K\x01tQ.",
+        "persistent id in text": b"(Pos\nPsystem\n\x93" + touch + b"\x85Rt.",
+        "next buffer": b"\x80\x05" + system + b"\x97\x85R.",
+        "read-only buffer": b"\x80\x05" + system + touch + b"\x98\x85R.",
         "rebuild by another function": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\nN("
         + touch
         + b"tNtR.",
