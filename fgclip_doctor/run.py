@@ -67,6 +67,7 @@ FACTS: dict[str, str] = {
     "learning_rate": "peak learning rate; `learning_rate.KEY` for each further one that is configured, by its key",
     "weight_decay": "decoupled weight decay",
     "max_grad_norm": "clipping threshold; 0 is off",
+    "clipping_asked": "clipping threshold in the trainer's arguments, where another configuration sets the one in use",
     "warmup_steps": "learning-rate warmup in optimizer steps",
     "warmup_ratio": "learning-rate warmup as a share of the run",
     "schedule": "the name of the learning-rate schedule",

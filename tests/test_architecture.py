@@ -29,6 +29,7 @@ ORDER = (
     "chance",
     "sums",
     "parts",
+    "moments",
     "provenance",
     "registry",
     "observations",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +299,8 @@ def _deepspeed(found: Found, path: Path) -> None:
         return
     saved = deepspeed.read(place)
     found.problems += saved.problems
-    found.facts[:0] = saved.facts
+    asked = [replace(fact, name="clipping_asked") for fact in found.facts if fact.name == "max_grad_norm"]
+    found.facts[:0] = [*saved.facts, *asked]
     if found.tensors:
         found.tensors |= {
             name: _renamed(one, name) for name, one in under_names_of(saved.masters, found.tensors).items()

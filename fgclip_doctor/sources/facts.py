@@ -27,6 +27,7 @@ LIMITS = {  # of the numbers: far beyond what a run may have, and still computed
     "learning_rate": (0, 1e6),
     "weight_decay": (0, 1e6),
     "max_grad_norm": (0, 1e30),
+    "clipping_asked": (0, 1e30),
     "warmup_steps": (0, 1e12),
     "warmup_ratio": (0, 1),
     "label_smoothing": (0, 1),

@@ -212,7 +212,8 @@ def test_clipping_that_the_configuration_leaves_out_is_off(tmp_path: Path) -> No
     content["ds_config"] = {key: value for key, value in CONFIG.items() if key != "gradient_clipping"}
     torch.save(content, path)
     torch.save({"max_grad_norm": 1.0}, tmp_path / "checkpoint-3" / "training_args.bin")
-    assert load([tmp_path / "checkpoint-3"]).number("max_grad_norm") == 0
+    run = load([tmp_path / "checkpoint-3"])
+    assert (run.number("max_grad_norm"), run.number("clipping_asked")) == (0, 1)
 
 
 def unnamed(directory: Path) -> str:
