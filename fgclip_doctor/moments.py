@@ -50,10 +50,11 @@ def decoupled(optimizer: Optimizer) -> bool:
 
 def alive_rows(optimizer: Optimizer, index: int) -> NDArray[np.bool_] | None:
     """Which rows of a matrix ever had a gradient; None where Adam's state doesn't tell."""
+    import numpy as np
+
     state = optimizer.states.get(index)
     if state is None or state.exp_avg_sq is None or len(state.exp_avg_sq.shape) != 2:
         return None
     if state.exp_avg_sq.nbytes > LARGEST or not state.exp_avg_sq.statistics.finite:
         return None
-    rows: NDArray[np.bool_] = (state.exp_avg_sq.values() > 0).any(axis=1)
-    return rows
+    return np.asarray((state.exp_avg_sq.values() > 0).any(axis=1))

@@ -10,6 +10,7 @@ from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
 from fgclip_doctor_checks.clocks.partial_resume import partial_resume
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
 from fgclip_doctor_checks.gradients.checkpointing_blocks_gradient import checkpointing_blocks_gradient
+from fgclip_doctor_checks.gradients.eval_mode_in_training import eval_mode_in_training
 from fgclip_doctor_checks.gradients.gradient_clipping_off import gradient_clipping_off
 from fgclip_doctor_checks.gradients.gradient_spike import gradient_spike
 from fgclip_doctor_checks.gradients.learning_rate_group_wrong import learning_rate_group_wrong
@@ -44,6 +45,7 @@ CHECKS: tuple[Check, ...] = (
     learning_rate_group_wrong,
     weight_decay_on_scale,
     gradient_clipping_off,
+    eval_mode_in_training,
     gradient_spike,
     bank_never_active,
     bank_holds_noise,

@@ -50,8 +50,10 @@ def _spiky(run: Run, threshold: Fact, factor: float, errors: float, often: int) 
         steps, values = dynamics.finite(series.steps, series.values)
         settled = (steps > max(20, warmed_up(run))) & (values > 0)
         steps, values = steps[settled], values[settled]
-        found = dynamics.spikes(values, factor=factor, errors=errors) if len(values) >= 30 else []
-        found = [int(one) for one in found if between(run, steps[one] - 2, steps[one] + 2) is None]
+        if len(values) < 30:
+            continue
+        spikes = dynamics.spikes(values, factor=factor, errors=errors).tolist()
+        found = [one for one in spikes if between(run, steps[one] - 2, steps[one] + 2) is None]
         if len(found) >= often:
             worst = max(found, key=lambda one: float(values[one]))
             message = f"Clipping is off, and {series.name} has {len(found)} spikes, up to {values[worst]:.3g} at step "

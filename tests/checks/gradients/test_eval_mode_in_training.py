@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor.run import Plan
+from fgclip_doctor_checks.gradients.eval_mode_in_training import eval_mode_in_training
+from tests.runs import checkpoint, parameter, run, series, tensor, watched
+
+WEIGHT, BIAS = "vision_model.encoder.layers.0.mlp.fc1.weight", "vision_model.encoder.layers.0.norm.bias"
+
+
+def seen(evaluating: dict[str, int], *, trainable: bool = True, plan: Plan | None = None, looks: int = 20) -> Run:
+    parameters = [parameter(WEIGHT, trainable=trainable), parameter(BIAS, trainable=trainable, shape=(8,))]
+    head = parameter("visual_projection.weight")
+    made = watched(*parameters, head, roles={}, evaluating=evaluating, plan=plan)
+    made.series["learning_rate"] = series("learning_rate", [1e-4] * looks)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("evaluating", "where"),
+    [
+        ({"the model": 20, "vision_model": 20, "vision_model.encoder": 20}, "the model"),
+        ({"vision_model": 20, "vision_model.encoder": 20}, "vision_model"),
+        ({"vision_model": 10}, "vision_model"),
+    ],
+)
+def test_the_outermost_module_is_named(evaluating: dict[str, int], where: str) -> None:
+    [finding] = eval_mode_in_training(seen(evaluating))
+    assert finding.where == where
+
+
+@pytest.mark.parametrize(
+    "quiet",
+    [
+        seen({}),
+        seen({"vision_model": 9}),
+        seen({"vision_model": 20}, trainable=False),
+        seen({"vision_model.encoder.layers.0.norm": 20}),
+        seen({"vision_model": 20}, plan=Plan(frozen=("vision_model.*",))),
+        seen({"vision_model.dropout": 20}),
+    ],
+    ids=["training mode", "in fewer than half", "frozen", "a norm", "as planned", "nothing is trained in it"],
+)
+def test_quiet(quiet: Run) -> None:
+    assert not list(eval_mode_in_training(quiet))
+
+
+def counted(forwards: int, step: int = 90, **facts: Any) -> Run:
+    counter = tensor("training_steps", np.array(forwards), "int64")
+    roles = {"clock.forwards": "training_steps"}
+    return run(checkpoint({"training_steps": counter}, step), facts={"bank_enabled": True, **facts}, roles=roles)
+
+
+@pytest.mark.parametrize(("forwards", "expected"), [(0, 1), (1, 0)])
+def test_a_count_of_forwards_that_never_began(forwards: int, expected: int) -> None:
+    assert len(list(eval_mode_in_training(counted(forwards)))) == expected
+
+
+@pytest.mark.parametrize("unsure", [counted(0, bank_enabled=False), counted(0, step=1), run(checkpoint({"a": 1.0}))])
+def test_skipped_where_nothing_tells(unsure: Run) -> None:
+    with pytest.raises(Missing, match="not recorded"):
+        list(eval_mode_in_training(unsure))
