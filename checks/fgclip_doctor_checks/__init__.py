@@ -11,6 +11,7 @@ from fgclip_doctor_checks.clocks.partial_resume import partial_resume
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
 from fgclip_doctor_checks.gradients.checkpointing_blocks_gradient import checkpointing_blocks_gradient
 from fgclip_doctor_checks.gradients.eval_mode_in_training import eval_mode_in_training
+from fgclip_doctor_checks.gradients.freeze_list_not_kept import freeze_list_not_kept
 from fgclip_doctor_checks.gradients.gradient_clipping_off import gradient_clipping_off
 from fgclip_doctor_checks.gradients.gradient_spike import gradient_spike
 from fgclip_doctor_checks.gradients.learning_rate_group_wrong import learning_rate_group_wrong
@@ -33,6 +34,7 @@ from fgclip_doctor_checks.scales.logit_scale_collapsing import logit_scale_colla
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
 from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
 from fgclip_doctor_checks.weights.projection_transposed import projection_transposed
+from fgclip_doctor_checks.weights.texts_pooled_at_start import texts_pooled_at_start
 from fgclip_doctor_checks.weights.weights_left_at_init import weights_left_at_init
 
 CHECKS: tuple[Check, ...] = (
@@ -47,6 +49,7 @@ CHECKS: tuple[Check, ...] = (
     gradient_clipping_off,
     eval_mode_in_training,
     gradient_spike,
+    freeze_list_not_kept,
     bank_never_active,
     bank_holds_noise,
     bank_not_in_checkpoint,
@@ -69,4 +72,5 @@ CHECKS: tuple[Check, ...] = (
     loss_plateau,
     weights_left_at_init,
     projection_transposed,
+    texts_pooled_at_start,
 )
