@@ -40,6 +40,7 @@ class Format(StrEnum):
     JUNIT = "junit"
     SARIF = "sarif"
     MARKDOWN = "markdown"
+    HTML = "html"
 
 
 def _examples(*commands: str) -> str:
@@ -179,7 +180,7 @@ def audit(
             baseline.write_text(policy.baseline_of(report), encoding="utf-8")
     except (ConfigError, RegistryError, Unreadable, OSError) as error:
         raise _fail(_words(error)) from None
-    _print(report, output_format, output, verbose=verbose, threshold=threshold, checks=checks)
+    _print(report, run, output_format, output, verbose=verbose, threshold=threshold, checks=checks)
     raise typer.Exit(0 if update_baseline else report.exit_code(threshold))
 
 
@@ -437,6 +438,7 @@ def _read_weights(run: Run) -> None:
 
 def _print(
     report: Report,
+    run: Run,
     output_format: Format,
     output: Path | None,
     *,
@@ -451,7 +453,7 @@ def _print(
 
         Console().print(text.render_rich(report, verbose=verbose))
         return
-    rendered = _rendered(report, output_format, verbose=verbose, threshold=threshold, checks=checks)
+    rendered = _rendered(report, run, output_format, verbose=verbose, threshold=threshold, checks=checks)
     if output is None:
         _show(rendered)
         return
@@ -462,7 +464,7 @@ def _print(
 
 
 def _rendered(
-    report: Report, output_format: Format, *, verbose: bool, threshold: Severity | None, checks: list[Check]
+    report: Report, run: Run, output_format: Format, *, verbose: bool, threshold: Severity | None, checks: list[Check]
 ) -> str:
     from fgclip_doctor.reports import github, json, junit, markdown, sarif, text
 
@@ -478,6 +480,10 @@ def _rendered(
             return junit.render(report, fail_on=threshold)
         case Format.SARIF:
             return sarif.render(report, version=__version__, checks=checks)
+        case Format.HTML:
+            from fgclip_doctor.reports import html  # matplotlib takes half a second
+
+            return html.render(report, run, version=__version__)
         case Format.MARKDOWN:
             return markdown.render(report)
         case _:

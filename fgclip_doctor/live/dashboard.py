@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from fgclip_doctor import bank
+from fgclip_doctor import bank, progress
 from fgclip_doctor.diagnosis import Report
 from fgclip_doctor.findings import Severity
 from fgclip_doctor.inert import inert
@@ -74,7 +74,7 @@ def _head(run: Run | None, state: str) -> Text:
 def _losses(run: Run | None, width: int) -> Panel:
     table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
     table.add_column("loss", ratio=3, overflow="ellipsis", no_wrap=True)
-    for name in ("now", "of N", "null", "bits"):
+    for name in ("now", "N", "chance", "bits"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("loss over the run", ratio=2, no_wrap=True)
     table.add_column("bits over the run", ratio=2, no_wrap=True)
@@ -94,10 +94,10 @@ def _loss_rows(run: Run, room: int) -> Iterator[tuple[str, ...]]:
     try:
         for term in terms(run):
             if not isinstance(term, Missing):
-                level = term.null.level
-                values = term.series.values.tolist()
-                bits = [(level - value) / LN2 for value in values]
-                yield _row(term.name, values, term.candidates, level, bits, room)
+                learnt = progress.learnt(run, term)
+                yield _row(
+                    term.name, term.series.values.tolist(), term.candidates, term.chance, learnt.bits.tolist(), room
+                )
     except Missing as missing:
         yield (inert(str(missing)), "", "", "", "", "", "")
 
