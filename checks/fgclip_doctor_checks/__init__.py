@@ -5,9 +5,11 @@ from fgclip_doctor_checks.banks.bank_holds_noise import bank_holds_noise
 from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
 from fgclip_doctor_checks.banks.bank_not_in_checkpoint import bank_not_in_checkpoint
 from fgclip_doctor_checks.banks.bank_rows_not_unit import bank_rows_not_unit
+from fgclip_doctor_checks.clocks.accumulation_adds_no_negatives import accumulation_adds_no_negatives
 from fgclip_doctor_checks.clocks.accumulation_loss_scaled import accumulation_loss_scaled
 from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
 from fgclip_doctor_checks.clocks.partial_resume import partial_resume
+from fgclip_doctor_checks.clocks.schedule_outruns_run import schedule_outruns_run
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
 from fgclip_doctor_checks.gradients.checkpointing_blocks_gradient import checkpointing_blocks_gradient
 from fgclip_doctor_checks.gradients.eval_mode_in_training import eval_mode_in_training
@@ -60,7 +62,9 @@ CHECKS: tuple[Check, ...] = (
     logit_scale_collapsing,
     warmup_in_wrong_clock,
     clock_ratio_wrong,
+    accumulation_adds_no_negatives,
     accumulation_loss_scaled,
+    schedule_outruns_run,
     partial_resume,
     loss_at_chance,
     yardstick_moved,
