@@ -3,8 +3,8 @@
     python benchmarks/read_log.py [--megabytes 50] [--rounds 3] [--only csv]
     python benchmarks/read_log.py --bounds [--gigabytes 5]
 
-Prints megabytes a second of CPU, so per core, for several writers' lines, the ratios to both, and the peak memory: the
-best of some rounds in which the readers take turns. With `--bounds`, what is read of files that no training writes.
+Prints megabytes a second of CPU, so per core, for several writers' lines, the ratios of the times, and the peak memory:
+the best of some rounds in which the readers take turns. With `--bounds`, what is read of files that no training writes.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def measured(path: Path, reader: str) -> tuple[float, float]:
 
 
 def speeds(megabytes: int, rounds: int, only: str) -> None:
-    print(f"{'MB/s of one core':16}{'raw read':>10}{'loop':>8}{'doctor':>8}{'x loop':>8}{'x raw':>8}{'peak MB':>9}")
+    print(
+        f"{'MB/s of one core':16}{'raw read':>10}{'loop':>8}{'doctor':>8}{'loop/doctor':>13}{'doctor/raw':>12}{'peak MB':>9}"
+    )
     for line in WRITERS:
         if only not in line.__name__:
             continue
@@ -145,8 +147,8 @@ def speeds(megabytes: int, rounds: int, only: str) -> None:
             raw, slow, ours = (min(seconds for seconds, _ in turn) for turn in zip(*turns, strict=True))
             size, peak = path.stat().st_size / 1e6, max(turn[-1][1] for turn in turns)
             print(
-                f"{line.__name__:16}{size / raw:10.0f}{size / slow:8.0f}{size / ours:8.0f}{slow / ours:8.1f}"
-                f"{raw / ours:8.3f}{peak:9.0f}"
+                f"{line.__name__:16}{size / raw:10.0f}{size / slow:8.0f}{size / ours:8.0f}{slow / ours:13.1f}"
+                f"{ours / raw:12.0f}{peak:9.0f}"
             )
 
 
