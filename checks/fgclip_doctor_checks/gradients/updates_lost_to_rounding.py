@@ -13,19 +13,21 @@ COMPENSATED = ("kahan", "stochastic_round", "compensat")
 
 
 @check("FGD106", "updates-lost-to-rounding", Severity.ERROR)
-def updates_lost_to_rounding(run: Run, *, lost: float = 0.5) -> Iterator[Finding]:
+def updates_lost_to_rounding(run: Run, *, lost: float = 0.5, vanished: float = 0.1) -> Iterator[Finding]:
     """The parameters are kept in 16 bits with no 32-bit copy, and most updates round to nothing.
 
     Why: bfloat16 has 8 significant bits. An update below half the distance to the next value is lost, and at the
     learning rates of fine-tuning that is nearly all of them; scales and norm gains never move.
     Evidence: the stored type or the exact grid of the weights together with that of Adam's first moment, and the share
-    of values for which lr * m / (sqrt(v) + eps), at the peak learning rate, is under half an ulp.
+    of values for which lr * m / (sqrt(v) + eps), at the peak learning rate, is under half an ulp. In float16, also the
+    share of values with a first moment whose second moment has underflowed to 0, so that Adam divides by eps alone.
     Benign: a 16-bit export of a run with 32-bit masters (Adam's state is then in 32 bits), autocast over 32-bit
     parameters, and optimizers that compensate (Kahan, stochastic rounding), as their groups say or as weights show
     that changed where plain rounding forbids it.
     Fix: keep the parameters in float32 and use autocast (bf16=True without model.to(bfloat16)), or an optimizer with
     float32 masters.
-    Sources: Micikevicius et al. 2018, section 3.1 (master weights); huggingface/transformers#21312 (Kahan summation).
+    Sources: Micikevicius et al. 2018, section 3.1 (master weights); huggingface/transformers#21312 (Kahan summation);
+    openai/CLIP#40 (float16: what is under 2^-24 is 0).
     """
     import numpy as np
 
@@ -45,6 +47,7 @@ def updates_lost_to_rounding(run: Run, *, lost: float = 0.5) -> Iterator[Finding
     pairs.sort(key=lambda pair: pair[0].size)
     pairs = pairs[:SAMPLE] + pairs[SAMPLE :: max(1, len(pairs) // SAMPLE)]
     pure = [pair for pair in pairs if _low(pair[0]) and pair[1].exp_avg is not None and _low(pair[1].exp_avg)]
+    yield from _underflow(run, [state for _, state, _ in pure], vanished)
     counted = [(pair[0].size, share) for pair in pure if (share := _lost(*pair)) is not None]
     if not counted or _compensated(run, pure):
         return
@@ -81,6 +84,38 @@ def updates_lost_to_rounding(run: Run, *, lost: float = 0.5) -> Iterator[Finding
     )
 
 
+def _underflow(run: Run, states: list[ParameterState], vanished: float) -> Iterator[Finding]:
+    """Second moments of 0 beside first ones that are not."""
+    there = gone = 0
+    worst: tuple[int, Tensor] | None = None
+    for state in states:
+        mean, square = state.exp_avg, state.exp_avg_sq
+        if mean is None or square is None or square.dtype != "float16" or mean.shape != square.shape:
+            continue
+        moving = _sampled(mean) != 0
+        zero = int((moving & (_sampled(square) == 0)).sum())
+        there, gone = there + int(moving.sum()), gone + zero
+        if worst is None or zero > worst[0]:
+            worst = (zero, square)
+    if worst is None or not there or gone < vanished * there:
+        return
+    yield Finding(
+        message=f"{gone / there:.1%} of Adam's second moments are 0 in float16, an underflow, beside first moments that"
+        " are not: these steps are m / eps, of any size, and no longer bounded by the learning rate.",
+        where=worst[1].name,
+        evidence=(
+            Evidence(
+                name="second moments that are 0",
+                value=round(gone / there, 4),
+                expected=f"under {vanished:g}",
+                why="of those with a first moment; float16 has nothing under 2^-24, and moments are squares",
+                source=str(worst[1].source),
+                step=run.step,
+            ),
+        ),
+    )
+
+
 def _kind(tensor: Tensor) -> str:
     """The type of the values, whatever type they are stored in."""
     return tensor.dtype if tensor.dtype in ("bfloat16", "float16") else "bfloat16"
@@ -107,8 +142,8 @@ def _lost(weight: Tensor, state: ParameterState, group: OptimizerGroup) -> float
     mean = np.abs(_sampled(state.exp_avg))
     square = _sampled(state.exp_avg_sq) if state.exp_avg_sq is not None else mean**2
     ratio = mean / (np.sqrt(np.maximum(square, 0)) + 1e-30)
-    update = group.initial_lr * np.minimum(ratio, 3.2)  # Adam's bound; a float16 second moment may underflow to 0
-    there = mean > 0
+    update = group.initial_lr * np.minimum(ratio, 3.2)  # Adam's bound
+    there = (mean > 0) & (square > 0)  # a second moment that underflowed bounds nothing
     return float(np.mean((update < half_ulps(_sampled(weight), _kind(weight)))[there])) if there.any() else None
 
 
@@ -118,12 +153,14 @@ def _compensated(run: Run, pure: list[tuple[Tensor, ParameterState, OptimizerGro
 
     before = next((one for one in reversed(run.checkpoints[:-1]) if one.tensors), None)
     immovable = changed = 0
-    for weight, _, group in pure if before is not None else ():
+    for weight, state, group in pure if before is not None else ():
         old = before.tensors.get(weight.name) if before is not None else None
         if old is None or old.shape != weight.shape:
             continue
         values = _sampled(old)
         stuck = half_ulps(values, _kind(weight)) > 4 * (group.initial_lr or 0.0)  # Adam's bound is 3.2 lr
+        if state.exp_avg_sq is not None and state.exp_avg_sq.shape == weight.shape:
+            stuck &= _sampled(state.exp_avg_sq) > 0
         immovable += int(stuck.sum())
         changed += int(np.sum(stuck & (values != _sampled(weight))))
     return changed > 0.01 * immovable

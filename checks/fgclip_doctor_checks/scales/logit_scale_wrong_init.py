@@ -9,6 +9,7 @@ from fgclip_doctor.provenance import drift, half_ulp, in_log_space, origin, sigm
 from fgclip_doctor.run import Checkpoint, Missing, Scale
 
 SCRATCH, TRAINED, SIGMOID = log(1 / 0.07), log(100), log(10)
+YOUNG = log(1.5)  # a model whose scale has grown by less since its start is no finished CLIP
 ROUNDED = 5e-4  # of a value that was typed with three or four digits: 4.605, 14.28
 RAW = {100.0: "exp(4.6052) itself", 1 / 0.07: "exp(2.6593) itself", 0.07: "a temperature", 0.01: "a temperature"}
 
@@ -22,9 +23,9 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
     Evidence: where the scale can have started, from its value in the first checkpoint and what the learning rates allow
     it to have moved; how the run started, from the norm gains; the base's own scale, with --base. From a log alone:
     a first logged value of 1, which is wrong for every start.
-    Benign: a value that the base or the configuration declares. The default of 2.6592 that transformers writes into
-    every configuration declares nothing. Without a base, nothing is said of a scale that may have moved by more than
-    `widest`.
+    Benign: a value that the base or the configuration declares; a branch scale at 14.3 beside a learnt global one that
+    is still near it. The default of 2.6592 that transformers writes into every configuration declares nothing. Without
+    a base, nothing is said of a scale that may have moved by more than `widest`.
     Fix: fine-tuning: start from the scale of the pretrained weights, for branches too (CLIP: ln 100 = 4.6052). From
     scratch: ln(1/0.07) = 2.6592; with the sigmoid loss ln 10 = 2.3026.
     Sources: Radford et al. 2021, section 2.5; Zhai et al. 2023 (SigLIP), section 3.3; huggingface/transformers#13430.
@@ -91,11 +92,20 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
     if not in_log_space(scale) or sigmoid(run):
         return None, reach
     start = origin(run)
-    if start.pretrained and may_be(SCRATCH):
+    if start.pretrained and may_be(SCRATCH) and not _beside_young(run, scale, first):
         return (SCRATCH, f"{TRAINED:.4f}", f"the run started from trained weights ({start.why})"), reach
     if not start.pretrained and may_be(TRAINED):
         return (TRAINED, f"{SCRATCH:.4f}", f"the run started from new weights ({start.why})"), reach
     return None, reach
+
+
+def _beside_young(run: Run, scale: Scale, first: Checkpoint) -> bool:
+    """Whether the global scale came with the weights, and not far from 14.3: then that is what they are used to."""
+    elder = first.tensors.get(run.roles.get("scale.global", ""))
+    if elder is None or elder.name == scale.tensor.name:
+        return False
+    learnt = abs(elder.item() - SCRATCH)
+    return drift(run, elder.name, until=first).reach(elder.item()) + ROUNDED * SCRATCH < learnt < YOUNG
 
 
 def _by_log(run: Run, widest: float) -> Iterator[Finding]:

@@ -13,8 +13,11 @@ RNG = np.random.default_rng(0)
 WEIGHTS = {"visual_projection.weight": RNG.normal(0, 0.02, (64, 64)), "logit_scale": np.array(4.6)}
 
 
-def trained(weights: str, moments: str, lr: float, **options: Any) -> Run:
-    """A run whose weights and moments were rounded to these types (`grid`: to bfloat16's values, in float32)."""
+def trained(weights: str, moments: str, lr: float, *, noise: float = 1e-8, **options: Any) -> Run:
+    """A run whose weights and moments were rounded to these types (`grid`: to bfloat16's values, in float32).
+
+    `noise` is the part of the second moments that is not the square of the first.
+    """
 
     def stored(name: str, values: Any, dtype: str) -> Any:
         rounded = tensor(name, values, "bfloat16" if dtype == "grid" else dtype)
@@ -24,7 +27,7 @@ def trained(weights: str, moments: str, lr: float, **options: Any) -> Run:
     states = []
     for index, values in enumerate(WEIGHTS.values()):
         mean = stored("m", RNG.normal(0, 1e-4, values.shape), moments).values()
-        square = stored("v", mean**2 + 1e-8, moments).values()
+        square = stored("v", mean**2 + noise, moments).values()
         states.append(state(index, 100, mean, square, dtype="float32" if moments == "grid" else moments))
     held = optimizer([group(0, [0, 1], lr=lr, **options)], states, dict(enumerate(WEIGHTS)))
     return run(checkpoint(saved, 100, optimizer=held))
@@ -32,7 +35,7 @@ def trained(weights: str, moments: str, lr: float, **options: Any) -> Run:
 
 @pytest.mark.parametrize(("weights", "moments"), [("bfloat16", "bfloat16"), ("grid", "grid"), ("float16", "float16")])
 def test_sixteen_bits_throughout_at_a_fine_tuning_rate(weights: str, moments: str) -> None:
-    [finding] = updates_lost_to_rounding(trained(weights, moments, 1e-6))
+    [finding] = updates_lost_to_rounding(trained(weights, moments, 1e-6, noise=1e-6))
     assert float(str(finding.evidence[0].value)) > 0.7
 
 
@@ -72,3 +75,17 @@ def test_flips_at_its_threshold() -> None:
 def test_skipped_without_optimizer() -> None:
     with pytest.raises(Missing, match="no optimizer state"):
         list(updates_lost_to_rounding(run(checkpoint(WEIGHTS, dtype="bfloat16"))))
+
+
+def test_second_moments_that_underflow_are_named_beside_the_first() -> None:
+    found = list(updates_lost_to_rounding(trained("float16", "float16", 1e-6)))
+    assert any("underflow" in one.message for one in found)
+    assert not any("underflow" in one.message for one in updates_lost_to_rounding(trained("bfloat16", "bfloat16", 1)))
+
+
+def test_underflow_flips_at_its_threshold() -> None:
+    case = trained("float16", "float16", 1e-6)
+    [share] = [one.evidence[0].value for one in updates_lost_to_rounding(case) if "underflow" in one.message]
+    for least, expected in ((float(str(share)) - 1e-3, True), (float(str(share)) + 1e-3, False)):
+        found = updates_lost_to_rounding(case, vanished=least)
+        assert any("underflow" in one.message for one in found) == expected

@@ -119,6 +119,13 @@ def test_a_raw_scale_may_have_moved_by_its_share(value: float, findings: int) ->
     assert len(list(logit_scale_wrong_init(saved))) == findings
 
 
+@pytest.mark.parametrize(("learnt", "findings"), [(2.75, 0), (3.0, 0), (2.6592, 2), (3.2, 1), (log(100), 1)])
+def test_a_branch_beside_a_young_global_scale_is_quiet(learnt: float, findings: int) -> None:
+    now = checkpoint({**TRAINED_NORMS, "logit_scale": np.array(learnt), "branch_scale": np.array(2.6592)}, 240)
+    roles = {"scale.global": "logit_scale", "scale.region": "branch_scale"}
+    assert len(list(logit_scale_wrong_init(run(now, roles=roles, facts={"learning_rate": 5e-6})))) == findings
+
+
 def logged(first: float, *, name: str = "logit_scale", step: int = 10, rate: float = 1e-4) -> Run:
     scale = series(name, [first, 1.1], [step, 500])
     return run(logged=[scale, series("learning_rate", [rate, rate], [step, 500])])
