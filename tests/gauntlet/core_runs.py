@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from fgclip_doctor.core.config import LOGIT_SCALE_CAP, LOGIT_SCALE_FROM_SCRATCH, FgclipConfig
+from fgclip_doctor.training.checkpointing import latest
 from fgclip_doctor.training.loop import train
 from fgclip_doctor.training.settings import TrainConfig
 
@@ -23,27 +25,49 @@ BANK_WARMUP = 30
 
 @dataclass(frozen=True, kw_only=True)
 class CoreBase:
-    """A CLIP that has learnt the scenes from whole captions, with no regions, as the base of a fine-tuning."""
+    """A model that has learnt the scenes, regions too, as the base of a fine-tuning.
+
+    It learns fast enough to shape its weights, as long training does, and only then gets used to a scale of 100.
+    """
 
     width: int = 64
     scale: float = LOGIT_SCALE_CAP
     seed: int = 100
 
     def make(self, directory: Path, base: Path | None) -> None:
-        model = model_of(self.width, logit_scale_init_value=self.scale, region_weight=0.0, hard_weight=0.0)
-        train(
-            TrainConfig(
-                output_dir=directory,
-                model=model,
-                max_steps=140,
-                micro_batch=24,
-                scenes=SCENES,
-                seed=self.seed,
-                learning_rate=2e-3,
-                warmup_steps=10,
-                save_steps=140,
-            )
+        learning = TrainConfig(
+            output_dir=directory / "learning",
+            model=model_of(self.width, region_weight=1.0),
+            max_steps=260,
+            micro_batch=16,
+            scenes=SCENES,
+            seed=self.seed,
+            learning_rate=7e-3,
+            warmup_steps=20,
+            save_steps=260,
         )
+        learnt = latest(train(learning))
+        if self.scale > LOGIT_SCALE_FROM_SCRATCH:
+            rescale(learnt / "model.safetensors", self.scale)
+        settled = replace(
+            learning,
+            output_dir=directory,
+            base=learnt,
+            max_steps=60,
+            learning_rate=1e-3,
+            save_steps=60,
+            seed=self.seed + 1,
+        )
+        train(settled)
+
+
+def rescale(weights: Path, scale: float) -> None:
+    """Sets the three scales of saved weights."""
+    tensors = load_file(weights)
+    for name in tensors:
+        if name.startswith("logit_scale"):
+            tensors[name] = torch.tensor(scale)
+    save_file(tensors, weights, metadata={"format": "pt"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,6 @@ from tests.gauntlet.views import Evidence, View, checkpoints, evidence
 from tests.kept import Kept
 
 ROOT = Path(__file__).parents[2]
-MAKERS = ("fgclip_doctor/core/**/*.py", "fgclip_doctor/training/**/*.py", "tests/real/trainer_run.py")
 
 
 @dataclass(frozen=True)
@@ -129,12 +128,13 @@ def slug(case: Case) -> str:
 
 def key(recipe: object) -> str:
     """A hash of a recipe and of the code that carries it out."""
-    return hashlib.sha256(f"{recipe!r}{_makers()}".encode()).hexdigest()[:10]
+    return hashlib.sha256(f"{recipe!r}{_makers(type(recipe).__module__)}".encode()).hexdigest()[:10]
 
 
 @cache
-def _makers() -> str:
-    files = sorted({*Path(__file__).parent.glob("*_runs.py"), *(one for glob in MAKERS for one in ROOT.glob(glob))})
+def _makers(module: str) -> str:
+    files = [ROOT.joinpath(*module.split(".")).with_suffix(".py"), *sorted(ROOT.glob("fgclip_doctor/core/**/*.py"))]
+    files += [*sorted(ROOT.glob("fgclip_doctor/training/**/*.py")), ROOT / "tests" / "real" / "trainer_run.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

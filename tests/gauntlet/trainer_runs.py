@@ -118,6 +118,7 @@ class PlainRun:
         settings = self.settings
         stated = {
             "micro_batch": settings["per_device_train_batch_size"],
+            "candidates": max(settings["per_device_train_batch_size"], 2),  # one term alone, and no bank
             "accumulation": settings["gradient_accumulation_steps"],
             "dimension": self.width,
             "max_steps": settings["max_steps"],
