@@ -50,7 +50,7 @@ def warmed_up(run: Run) -> float:
     if stated or rates is None:
         return stated
     steps, values = dynamics.finite(rates.steps, rates.values)
-    if not len(values) or values[0] >= 0.9 * values.max():
+    if not len(values) or values.max() <= 0 or values[0] >= 0.9 * values.max():
         return 0.0
     return float(steps[np.flatnonzero(values >= 0.99 * values.max())[0]])
 

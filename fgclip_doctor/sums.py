@@ -71,6 +71,8 @@ def decompose(run: Run) -> Sum:
     steps = steps[:: -(-len(steps) // dynamics.MOST)]  # enough to tell a sum by, and a burst
     columns = [values[np.searchsorted(at, steps)] for at, values in tables]
     y, x = columns[0], np.stack(columns[1:], axis=1)
+    if not float(np.abs(x).max()) + float(np.abs(y).max()) < 1e100:
+        raise Missing("the losses are too large to be taken apart")
     kept = _independent(x)
     parts, x = [parts[one] for one in kept], x[:, kept]
     if not parts:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HARD_CANDIDATES = 11  # FG-CLIP, arXiv 2505.05071: one caption and ten hard negatives of it
 SCALE_ROLE = {"global": "scale.global", "total": "scale.global", "region": "scale.region", "hard": "scale.hard"}
+MOST_CANDIDATES = 1e12
 ASSUMED_DIMENSION = 512  # of CLIP's base models, where nothing says it: the null level depends on it weakly
 BRANCH_WORDS = {"region": r"region|roi|box|fine_?-?grain|dense|local", "hard": r"hard|hneg"}  # in the names of scales
 BRANCHES = ("loss.global", "loss.region", "loss.hard", "scale.region", "scale.hard", "head.region", "head.text_long")
@@ -182,8 +183,10 @@ def _term(run: Run, name: str) -> Term:
         if rows:
             before, candidates = candidates, candidates + rows
             how = f"{how}: {before:g}, and {rows} rows of the bank"
-    if anchors < 1 or candidates < 2:
-        raise Missing(f"the {name} loss has fewer than two candidates")
+    if not (anchors >= 1 and 2 <= candidates <= MOST_CANDIDATES):
+        raise Missing(f"the {name} loss has no anchors, or not two candidates or more: {candidates:g}")
+    if not np.isfinite(series.values).any():
+        raise Missing(f"the {name} loss has no finite value")
     scale, source, dimension = _scale_and_width(run, name)
     if dimension < 2:
         raise Missing(f"an embedding of width {dimension} has no null level")
@@ -195,13 +198,13 @@ def _term(run: Run, name: str) -> Term:
         series=series,
         anchors=anchors,
         candidates=candidates,
-        before=before,
+        before=before if before is not None and 1 <= before <= MOST_CANDIDATES else None,
         since=since,
         counted=how,
         scale=scale,
         scale_source=source,
         dimension=dimension,
-        accumulation=int(every * run.number("accumulation", 1.0) * run.number("world_size", 1.0)),
+        accumulation=max(1, int(min(every * run.number("accumulation", 1.0) * run.number("world_size", 1.0), 2**53))),
         every=every,
         assumed=assumed,
         sigmoid=kind is not None and kind.value == "sigmoid",

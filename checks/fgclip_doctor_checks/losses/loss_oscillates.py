@@ -105,7 +105,7 @@ def _by_epochs(run: Run, steps: "NDArray[np.int64]", levels: "NDArray[np.float64
     epoch = steps_per_epoch(run)
     period, strength = dynamics.period(np.linspace(steps[0], steps[-1], len(levels)), levels)
     cycle = period if strength > 0.3 else cycle
-    if epoch is None:
+    if not epoch:
         return strength > 0.3
     ratio = cycle / epoch
     return abs(ratio - round(ratio)) <= 0.1 * max(1, round(ratio)) if ratio > 0.9 else False

@@ -60,12 +60,12 @@ def _by_log(run: Run, cap: float) -> Iterator[Finding]:
     step = 3.2 * (float(rates.values.max()) if rates is not None else run.number("learning_rate", 0.01))
     for series in logged:
         last = float(log_scale(series)[1][-1])
-        printed = (series.resolution or 0.0) / min(abs(float(series.values[-1])), 1.0)  # in log space, or finer
+        printed = (series.resolution or 0.0) / max(min(abs(float(series.values[-1])), 1.0), 1e-9)  # in logarithms
         allowed = 1e-3 + step + 2 * printed
         if last > cap + allowed:
             yield Finding(
-                message=f"{series.name} is logged as {last:.4f}: a scale of {exp(last):.1f}, over the cap of "
-                f"{exp(cap):.0f}.",
+                message=f"{series.name} is logged as {last:.4f}: a scale of {exp(min(last, 700.0)):.1f}, over the "
+                f"cap of {exp(cap):.0f}.",
                 where=series.name,
                 evidence=(
                     Evidence(

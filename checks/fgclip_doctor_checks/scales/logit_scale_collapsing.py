@@ -86,10 +86,8 @@ def _above_chance(run: Run, near: float) -> bool | None:
     try:
         for term in terms(run):
             if isinstance(term, Term):
-                values = dynamics.finite(term.series.steps, term.series.values)[1]
-                known += [bool(values[-max(3, len(values) // 10) :].mean() >= (1 - near) * term.chance)] * bool(
-                    len(values)
-                )
+                values = dynamics.finite(term.series.steps, term.series.values)[1]  # some, or it would be no term
+                known.append(bool(values[-max(3, len(values) // 10) :].mean() >= (1 - near) * term.chance))
     except Missing:
         return None
     return any(known) if known else None
