@@ -144,8 +144,6 @@ def learnt(run: Run, term: Term, *, points: int = 100) -> Learnt:
     import numpy as np
 
     steps, values = dynamics.finite(term.series.steps, term.series.values)
-    if not len(values):
-        raise Missing(f"the {term.name} loss has no finite value")
     candidates = candidates_at(run, term, steps)
     counts, which = np.unique(candidates, return_inverse=True)
     chance = np.array([term.chance_at(float(one)) for one in counts])[which]

@@ -35,7 +35,8 @@ def test_at_chance_before_and_after_the_bank_came_on(tmp_path: Path, seed: int) 
     noise = np.random.default_rng(seed + 1).normal(0, NOISE, 120)
     report = audited(tmp_path / "train.log", np.where(np.arange(120) < 25, 1.52, 5.08) + noise)
     found = {finding.code: finding for finding in report.findings}
-    assert set(found) == {"FGD501", "FGD502", "FGD504"}
+    assert found.keys() >= {"FGD501", "FGD502", "FGD504"}
+    assert not found.keys() & {"FGD201", "FGD503", "FGD505"}
     assert "region" in found["FGD501"].where.lower()
     assert "the bank did switch on" in found["FGD502"].message
     assert found["FGD502"].evidence[0].step == 52
