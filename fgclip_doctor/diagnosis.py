@@ -8,10 +8,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fgclip_doctor.findings import Evidence, Finding, Severity
+from fgclip_doctor.findings import Evidence, Finding, Severity, Value
 from fgclip_doctor.observations import observe
 from fgclip_doctor.registry import Check
 from fgclip_doctor.run import Missing, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not as in the good run."""
+
+    kind: str  # "fact", "clock", "trajectory", "gradient", "tensor"
+    what: str
+    here: Value
+    there: Value
+    why: str  # why it is more than chance
+    explained_by: tuple[str, ...] = ()  # codes of findings of this run alone that account for it
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`new` findings are those of this run alone, `fixed` those of the other alone."""
+
+    against: str
+    differences: tuple[Difference, ...]
+    new: tuple[Finding, ...]
+    fixed: tuple[Finding, ...]
+    unchanged: tuple[Finding, ...]
+
+    @property
+    def unexplained(self) -> tuple[Difference, ...]:
+        return tuple(one for one in self.differences if not one.explained_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +55,7 @@ class Report:
     observations: tuple[Evidence, ...] = ()  # what was measured, whether or not it is a fault
     suppressed: tuple[tuple[Finding, str], ...] = ()  # findings that the user set aside, and why
     notes: tuple[str, ...] = ()  # what was chosen while reading, where there was a choice
+    comparison: Comparison | None = None  # with a run that is known to be good
     stale: tuple[str, ...] = ()  # what the baseline sets aside and is no longer found
 
     def count(self, severity: Severity) -> int:

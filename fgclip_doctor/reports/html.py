@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
-from fgclip_doctor.diagnosis import Report
+from fgclip_doctor.diagnosis import Comparison, Difference, Report
 from fgclip_doctor.findings import Evidence, Finding
 from fgclip_doctor.inert import inert
 from fgclip_doctor.reports.plots import Picture, pictures
@@ -54,6 +54,8 @@ def _body(report: Report, figures: Sequence[Picture]) -> Iterator[str]:
     for finding in symptoms:
         if finding.fingerprint not in shown:  # explained by another symptom
             yield _finding(finding, ())
+    if report.comparison:
+        yield from _comparison(report.comparison)
     if report.observations:
         yield f"<h2>What was measured</h2>\n{_evidence(report.observations)}"
     if figures:
@@ -62,6 +64,20 @@ def _body(report: Report, figures: Sequence[Picture]) -> Iterator[str]:
         yield _figure(picture)
     yield from _rest(report)
     yield "</main>\n"
+
+
+def _comparison(comparison: Comparison) -> Iterator[str]:
+    yield f"<h2>Against {text(comparison.against)}</h2>\n"
+    for title, findings in (("New", comparison.new), ("Fixed", comparison.fixed), ("Unchanged", comparison.unchanged)):
+        names = ", ".join(f"{one.code} {text(one.name)} (<code>{text(one.where)}</code>)" for one in findings)
+        yield f"<p><strong>{title}:</strong> {names or 'none'}.</p>\n"
+    ordered = sorted(comparison.differences, key=lambda one: not one.explained_by)
+    rows = [(one.what, number(one.here), number(one.there), one.why, _cause(one)) for one in ordered]
+    yield _table(("differs", "here", "there", "why it is more than chance", "explained by"), rows)
+
+
+def _cause(difference: Difference) -> str:
+    return ", ".join(difference.explained_by) or "unexplained"
 
 
 def _finding(finding: Finding, symptoms: Sequence[Finding]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from fgclip_doctor.diagnosis import Report
+from fgclip_doctor.diagnosis import Comparison, Report
 from fgclip_doctor.findings import Evidence, Finding, Severity
 
 SCHEMA_VERSION = 1
@@ -43,7 +43,18 @@ def document(report: Report, *, version: str) -> dict[str, Any]:
         "suppressed": [_finding(finding) | {"reason": reason} for finding, reason in report.suppressed],
         "stale": list(report.stale),
         "notes": list(report.notes),
+        "comparison": _comparison(report.comparison) if report.comparison else None,
         "observations": [_evidence(one) for one in report.observations],
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "against": comparison.against,
+        "differences": [{key: _plain(value) for key, value in asdict(one).items()} for one in comparison.differences],
+        "new": [one.fingerprint for one in comparison.new],
+        "fixed": [_finding(one) for one in comparison.fixed],
+        "unchanged": [one.fingerprint for one in comparison.unchanged],
     }
 
 
@@ -70,6 +81,8 @@ def _reasons(pairs: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value: numpy's scalars become Python's, numbers that JSON lacks become strings."""
+    """A JSON value: numpy's scalars become Python's, numbers that JSON lacks become strings, tuples lists."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
     value = value.item() if hasattr(value, "item") else value
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

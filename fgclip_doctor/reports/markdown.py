@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fgclip_doctor.diagnosis import Report
 from fgclip_doctor.findings import Evidence, Finding, Severity
 from fgclip_doctor.inert import inert
-from fgclip_doctor.reports.text import number, verdict
+from fgclip_doctor.reports.text import comparison_lines, number, verdict
 
 MAX_LENGTH = 65_536  # characters of a comment on GitHub; a note on GitLab may have a million
 SIGNS = {Severity.ERROR: "❌", Severity.WARNING: "⚠️", Severity.INFO: "ℹ️"}
@@ -49,6 +49,8 @@ def _tail(report: Report) -> Iterator[str]:
         yield f"\n- suppressed: {finding.code} {code(finding.where)}: {plain(reason)}"
     for line in report.stale:
         yield f"\n- no longer found, and can leave the baseline: {plain(line)}"
+    for line in comparison_lines(report):
+        yield f"\n- {plain(line)}"
     for note in report.notes:
         yield f"\n- note: {plain(note)}"
     for rule, reason in report.crashed:

@@ -32,6 +32,7 @@ def render(report: Report, *, verbose: bool = False) -> str:
     lines += [f"suppressed: {one.code}: {inert(one.where)}: {inert(reason)}" for one, reason in report.suppressed]
     lines += [f"stale: {inert(line)} is no longer found, and can leave the baseline" for line in report.stale]
     lines += [f"note: {inert(note)}" for note in report.notes]
+    lines += comparison_lines(report)
     lines += [f"crashed: {code}: {inert(reason)}" for code, reason in report.crashed]
     lines += [f"unreadable: {inert(problem)}" for problem in report.problems]
     if verbose:
@@ -49,6 +50,24 @@ def finding_line(finding: Finding) -> str:
         f"{rule}: {inert(finding.where)}: {inert(finding.message)}{causes} | evidence: {proof} | "
         f"fix: {inert(finding.fix)}"
     )
+
+
+def comparison_lines(report: Report) -> list[str]:
+    """What differs from the good run, a line each: what no finding accounts for last, and said to be so."""
+    if report.comparison is None:
+        return []
+    comparison = report.comparison
+    lines = [
+        f"against {inert(comparison.against)}: {_many(len(comparison.new), 'finding')} new, {len(comparison.fixed)} "
+        f"fixed, {len(comparison.unchanged)} unchanged; {_many(len(comparison.differences), 'difference')}, "
+        f"{len(comparison.unexplained)} unexplained"
+    ]
+    lines += [f"fixed: {one.code} {one.name}: {inert(one.where)}" for one in comparison.fixed]
+    for one in sorted(comparison.differences, key=lambda one: not one.explained_by):
+        why = f"explained by {', '.join(one.explained_by)}" if one.explained_by else "unexplained"
+        values = f"{number(one.here)} here, {number(one.there)} there"
+        lines.append(f"differs: {inert(one.what)}: {values} ({inert(one.why)}) [{why}]")
+    return lines
 
 
 def render_rich(report: Report, *, verbose: bool = False) -> RenderableType:
@@ -113,6 +132,8 @@ def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
         yield Text(f"no longer found, and can leave the baseline: {inert(line)}", "dim")
     for note in report.notes:
         yield Text(f"note: {inert(note)}", "dim")
+    for line in comparison_lines(report):
+        yield Text(line)
     for code, reason in report.crashed:
         yield Text(f"{code} crashed: {inert(reason)}", "red")
     for problem in report.problems:
