@@ -14,17 +14,19 @@ and lifts singular values out of the bulk. `randomness` tests all of these again
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fgclip_doctor.parts import FLOATS
+from fgclip_doctor.parts import ELDER, FLOATS
 from fgclip_doctor.run import Checkpoint, Missing, Optimizer, Run, Scale, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+POSITIONS = re.compile(r"pos(?:ition(?:al)?)?_?emb", re.IGNORECASE)
 UNPLANNED = 1000.0
 LOOKED_AT = (256, 1024)  # the block of a matrix that is tested: a few milliseconds
 
@@ -284,6 +286,64 @@ def _block(values: NDArray[Any]) -> NDArray[Any]:
     rows, columns = (-(-length // most) for length, most in zip(values.shape, LOOKED_AT, strict=True))
     block = values[::rows, ::columns]
     return block[block.any(axis=1)]
+
+
+def likeness(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """The cosine between two arrays of one shape, taken as vectors."""
+    import numpy as np
+
+    ours, theirs = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    return float(ours @ theirs) / (float(np.linalg.norm(ours) * np.linalg.norm(theirs)) or 1.0)
+
+
+def stretched(table: NDArray[Any], length: int) -> NDArray[np.float64] | None:
+    """A position table (T, C) stretched four times to `length` rows but for the first ones, which are kept.
+
+    So many are kept as make it fit, 20 of 77 for 248; None where none fit. Between two neighbours come three
+    interpolated rows, and behind the last one three that carry on its slope (Zhang et al. 2024, Long-CLIP, 3.2).
+    """
+    import numpy as np
+
+    keep, rest = divmod(4 * len(table) - length, 3)
+    if rest or not 0 <= keep <= len(table) - 2:
+        return None
+    rows = np.asarray(table, dtype=np.float64)
+    tail = rows[keep:]
+    slopes = np.concatenate([tail[1:] - tail[:-1], tail[-1:] - tail[-2:-1]])
+    quarters = np.arange(4)[:, None] / 4
+    return np.concatenate([rows[:keep], (tail[:, None] + quarters * slopes[:, None]).reshape(-1, rows.shape[1])])
+
+
+def position_tables(tensors: Mapping[str, Tensor], *, largest: int = 1 << 26) -> dict[str, Tensor]:
+    """The learnt position tables (T, C) by name."""
+    return {
+        name: one
+        for name, one in tensors.items()
+        if POSITIONS.search(name)
+        and len(one.shape) == 2
+        and min(one.shape) >= 8
+        and is_float(one)
+        and one.nbytes <= largest
+    }
+
+
+def derived(run: Run, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor, NDArray[Any]]]:
+    """What start-up code makes of other weights: each such tensor, the one that it is made of, and what it would be.
+
+    A branch head is a copy of its elder, and a table for long texts a stretched one for short texts.
+    """
+    for role, other in ELDER.items():
+        head, elder = (tensors.get(run.roles.get(one, "")) for one in (role, other))
+        if head is not None and elder is not None and head.shape == elder.shape and len(head.shape) == 2:
+            yield head, elder, elder.values()
+    tables = list(position_tables(tensors).values())
+    for short in tables:
+        for long in tables:
+            same = long.name.rpartition(".position")[0] == short.name.rpartition(".position")[0]
+            if same and long.shape[1] == short.shape[1] and long.shape[0] > 2 * short.shape[0]:
+                values = stretched(short.values(), long.shape[0])
+                if values is not None:
+                    yield long, short, values
 
 
 def in_log_space(scale: Scale) -> bool:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from fgclip_doctor import Missing
-from fgclip_doctor.provenance import drift, half_ulp, half_ulps, origin, randomness
+from fgclip_doctor.core.text import stretched_positions
+from fgclip_doctor.provenance import derived, drift, half_ulp, half_ulps, origin, randomness, stretched
 from tests.runs import adam, checkpoint, group, optimizer, run, series, state
 
 DRAWS = {
@@ -150,3 +152,29 @@ def test_origin_can_not_be_told_where_learning_rates_reach_as_far() -> None:
 def test_half_an_ulp(value: float, dtype: str, expected: float) -> None:
     assert half_ulp(value, dtype) == expected
     assert half_ulps(np.array([value, 0.0]), dtype)[1] > 0
+
+
+@pytest.mark.parametrize(("rows", "length", "keep"), [(77, 248, 20), (32, 68, 20), (10, 40, 0), (10, 16, 8)])
+def test_a_stretched_table_is_that_of_the_model(rows: int, length: int, keep: int) -> None:
+    table = np.random.default_rng(0).normal(size=(rows, 8))
+    found = stretched(table, length)
+    assert found is not None
+    assert np.allclose(found, stretched_positions(torch.from_numpy(table), keep).numpy())
+
+
+@pytest.mark.parametrize("length", [41, 39, 13, 10])
+def test_a_table_that_cannot_be_stretched_to_a_length(length: int) -> None:
+    assert stretched(np.ones((10, 4)), length) is None
+
+
+def test_what_start_up_code_makes_of_other_weights() -> None:
+    head, short = np.arange(72.0).reshape(9, 8), np.ones((32, 8))
+    names = {"a.position_embedding.weight": short, "a.position_embedding_res.weight": np.ones((68, 8))}
+    tensors = checkpoint({"visual.weight": head, "roi.weight": head, "b.position_embedding.weight": head, **names})
+    roles = {"head.image": "visual.weight", "head.region": "roi.weight"}
+    made = list(derived(run(roles=roles), tensors.tensors))
+    assert [(part.name, source.name) for part, source, _ in made] == [
+        ("roi.weight", "visual.weight"),
+        ("a.position_embedding_res.weight", "a.position_embedding.weight"),
+    ]
+    assert [values.shape for _, _, values in made] == [(9, 8), (68, 8)]

@@ -53,6 +53,7 @@ FACT_KEYS: dict[str, tuple[str, ...]] = {
     "label_smoothing": ("label_smoothing_factor", "label_smoothing"),
     "logit_scale_init": ("logit_scale_init_value", "logit_scale_init"),
     "hidden_act": ("hidden_act",),
+    "started_from": ("model_name_or_path", "_name_or_path", "base_model"),
     "loss_kind": ("loss_kind",),
 }
 
@@ -67,6 +68,7 @@ PART_RATE = re.compile(
     r"(?=.*(?:text|vision|visual|image|proj|head|logit_scale|temperature))(?!.*(?:min|end|final|warm|decay))"
     r"(?:\w+_(?:lr|learning_rate)|(?:lr|learning_rate)_\w+)"
 )
+CLIP_ACTIVATION = "quick_gelu"  # of transformers' CLIPTextConfig and CLIPVisionConfig
 FORWARD_WORDS = re.compile(r"forward|micro")
 STEP_WORDS = re.compile(r"optimi[sz]er|global_step|update")
 
@@ -96,6 +98,8 @@ def config_facts(config: Mapping[str, Any], path: str) -> Iterator[Fact]:
         activation = nested.get("hidden_act") if isinstance(nested, Mapping) else None
         if isinstance(activation, str):
             yield Fact("hidden_act", activation, Source(path, f"{tower}.hidden_act"))
+        elif isinstance(nested, Mapping) and config.get("model_type") == "clip":
+            yield Fact("hidden_act", CLIP_ACTIVATION, Source(path, f"{tower}, which leaves hidden_act at its default"))
     if "siglip" in str(config.get("model_type", "")).lower():
         yield Fact("loss_kind", "sigmoid", Source(path, "model_type"))
 

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+import pytest
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor_checks.scales.logit_scale_reset import logit_scale_reset
+from tests.runs import adam, checkpoint, run, series
+
+ROLES = {"scale.global": "logit_scale", "scale.region": "logit_scale_finegraind"}
+STEPS, RATE = 50, 1e-4  # and so a reach of 0.005
+
+
+def saved(region: float, whole: float = 3.5, step: int = STEPS) -> dict[str, float]:
+    return {"logit_scale": whole, "logit_scale_finegraind": region}
+
+
+def from_base(now: float, base: float, base_global: float = 3.5, whole: float = 3.5) -> Run:
+    weights = checkpoint(saved(now, whole), STEPS).tensors
+    state = adam(weights, step=STEPS, lr=RATE, betas=(0.9, 0.98))
+    return run(checkpoint(weights, STEPS, optimizer=state), base=checkpoint(saved(base, base_global), 0), roles=ROLES)
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [(3.5, 1), (3.504, 1), (3.506, 0), (log(100), 1), (log(1 / 0.07), 1), (3.8, 0), (3.804, 0), (3.7, 0)],
+)
+def test_a_learnt_scale_of_the_base_that_is_at_a_start_again(now: float, expected: int) -> None:
+    found = list(logit_scale_reset(from_base(now, base=3.8)))
+    assert len(found) == expected
+    assert all(one.where == "logit_scale_finegraind" for one in found)
+
+
+@pytest.mark.parametrize("base", [3.5, log(100)])
+def test_a_base_that_has_learnt_nothing_loses_nothing(base: float) -> None:
+    assert not list(logit_scale_reset(from_base(log(1 / 0.07), base=base)))
+
+
+def test_a_clamp_is_no_reset() -> None:
+    assert not list(logit_scale_reset(from_base(log(100), base=4.9, base_global=4.95, whole=log(100))))
+
+
+@pytest.mark.parametrize(("later", "expected"), [(3.5, 1), (3.8, 0), (3.795, 0)])
+def test_between_two_checkpoints(later: float, expected: int) -> None:
+    first, second = checkpoint(saved(3.8), STEPS), checkpoint(saved(later), 2 * STEPS)
+    state = adam(second.tensors, step=2 * STEPS, lr=RATE, betas=(0.9, 0.98))
+    both = run(first, checkpoint(second.tensors, 2 * STEPS, optimizer=state), roles=ROLES)
+    assert len(list(logit_scale_reset(both))) == expected
+
+
+def logged(jump: float, *, at: int = 60) -> Run:
+    steps = np.arange(120)
+    whole = 3.5 - 2e-4 * steps
+    region = 3.5 + 1e-3 * steps
+    region[at:] += jump * (whole[at] - region[at])  # one is all the way
+    return run(logged=[series("logit_scale", whole), series("logit_scale_finegraind", region)])
+
+
+@pytest.mark.parametrize(("jump", "expected"), [(0.0, 0), (0.5, 0), (1.0, 1), (0.99, 1)])
+def test_a_jump_in_a_log(jump: float, expected: int) -> None:
+    found = list(logit_scale_reset(logged(jump)))
+    assert [one.evidence[0].step for one in found] == [61] * expected
+
+
+def test_skipped_without_anything_to_compare() -> None:
+    with pytest.raises(Missing, match="no branch"):
+        list(logit_scale_reset(run(checkpoint(saved(3.5)), roles=ROLES)))
