@@ -84,9 +84,15 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
     if own is not None:
         return (value, f"{own.item():.4f}", f"that is {own.name} of the base"), reach
     named_so = in_log_space(scale) or "logit_scale" in tensor.name
-    for raw, what in RAW.items():  # a saved exp() moves by itself times the move of its logarithm
-        if named_so and (may_be(raw) or abs(value - raw) <= raw * reach) and not may_be(0.0):  # 0: clamped, collapsed
+    for raw, what in RAW.items():
+        if named_so and may_be(raw) and not may_be(0.0):  # 0 is where a collapsed scale is clamped
             return (raw, f"{log(raw if raw > 1 else 1 / raw):.4f}", f"{raw:.4g} is {what}, not its logarithm"), reach
+    if named_so and not in_log_space(scale) and 11 < value < 2 * exp(TRAINED):
+        return (
+            value,
+            f"{log(value):.4f}",
+            "no loss is computed with its exp(): it is the scale, not its logarithm",
+        ), reach
     if named_so and may_be(1.0):
         return (1.0, f"{TRAINED:.4f} or {SCRATCH:.4f}", f"1 is what torch.ones makes: a scale of {exp(1.0):.2f}"), reach
     if not in_log_space(scale) or sigmoid(run):
