@@ -27,12 +27,13 @@ from fgclip_doctor.sources.cache import as_digest, as_record_or_none, as_statist
 from fgclip_doctor.sources.files import Unreadable, open_regular
 
 R = TypeVar("R")
+G = TypeVar("G", "_Counts", "_Moments")
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 CHUNK_BYTES = 512 << 10
 CHUNK_ELEMENTS = 128 << 10
-WORTH_HALVING = 2 * CHUNK_BYTES
+WORTH_HALVING = 8 * CHUNK_BYTES
 ROW = 8 << 10  # elements of one BLAS dot product: few enough that OpenBLAS stays on this thread
 MAX_AXES = 31  # numpy 1 allows 32, and the parts of complex numbers take one
 MAX_ELEMENTS = 1 << 58  # so that bytes stay below 2^63
@@ -135,14 +136,30 @@ def statistics_of(parts: Sequence[Stored]) -> Statistics:
 
 
 def _measured(parts: Iterable[Stored]) -> _Moments:
-    """In two threads, as numpy lets go of the interpreter. The halves don't depend on the machine, nor does the sum."""
+    """Of parts that have one dtype."""
     pieces = [half for part in parts for half in _halves(part)]
+    if pieces and SIZES[pieces[0].dtype] <= 2:
+        return _shared(_Counts, pieces).moments(pieces[0].dtype)
+    return _shared(_Moments, pieces)
+
+
+def _shared(kind: type[G], pieces: Sequence[Stored]) -> G:
+    """By two threads, as numpy lets go of the interpreter. The halves don't depend on the machine, nor does the sum."""
     if sum(piece.nbytes for piece in pieces) < WORTH_HALVING:
-        return _measured_here(pieces)
-    second = _helper().submit(_measured_here, pieces[1::2])
-    moments = _measured_here(pieces[::2])
-    moments.merge(second.result())
-    return moments
+        return _gathered(kind, pieces)
+    second = _helper().submit(_gathered, kind, pieces[1::2])
+    both = _gathered(kind, pieces[::2])
+    both.merge(second.result())
+    return both
+
+
+def _gathered(kind: type[G], pieces: Sequence[Stored]) -> G:
+    found = kind()
+    with np.errstate(all="ignore"):
+        for piece in pieces:
+            for chunk in _chunks(piece):
+                found.add(chunk)
+    return found
 
 
 def _halves(stored: Stored) -> list[Stored]:
@@ -158,18 +175,6 @@ def _helper() -> ThreadPoolExecutor:
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(1)
-
-
-def _measured_here(pieces: Iterable[Stored]) -> _Moments:
-    moments = _Moments()
-    with np.errstate(all="ignore"):
-        for piece in pieces:
-            if SIZES[piece.dtype] <= 2:
-                moments.merge(_counted(_chunks(piece), piece.dtype))
-            else:
-                for chunk in _chunks(piece):
-                    moments.merge(_moments(chunk))
-    return moments
 
 
 def values(stored: Stored) -> NDArray[Any]:
@@ -365,6 +370,9 @@ class _Moments:
     mean: float = 0.0
     squares: float = 0.0
 
+    def add(self, chunk: NDArray[Any]) -> None:
+        self.merge(_moments(chunk))
+
     def merge(self, other: _Moments) -> None:
         before, total = self.finite, self.finite + other.finite
         for name in ("finite", "nans", "infs", "zeros", "bf16", "fp16"):
@@ -395,45 +403,64 @@ class _Moments:
         )
 
 
-def _counted(chunks: Iterable[NDArray[Any]], dtype: str) -> _Moments:
-    """Of numbers of at most 16 bits, as exact as float64 is. Those of 8 bits are counted in pairs."""
-    pairs, single = np.zeros(1 << 16, np.intp), np.zeros(1 << 8, np.intp)
-    for chunk in chunks:
+class _Counts:
+    """How often each pattern of at most 16 bits was met, those of 8 bits in pairs: all statistics, exactly."""
+
+    def __init__(self) -> None:
+        self.pairs, self.single = np.zeros(1 << 16, np.intp), np.zeros(1 << 8, np.intp)
+
+    def add(self, chunk: NDArray[Any]) -> None:
         octets = np.ascontiguousarray(chunk).view(np.uint8)
         if octets.size % 2:
-            single[octets[-1]] += 1
+            self.single[octets[-1]] += 1
             octets = octets[:-1]
         patterns = octets.view(np.uint16)
         if patterns.size and patterns[0] == patterns[-1] and (patterns == patterns[0]).all():
-            pairs[patterns[0]] += patterns.size  # adding again and again to one place is slow
+            self.pairs[patterns[0]] += patterns.size  # adding again and again to one place is slow
         else:
             codes = _scratch.codes[: patterns.size]
             codes[:] = patterns  # which numpy would do itself, in new memory
-            np.add.at(pairs, codes, 1)
-    counts = pairs if SIZES[dtype] == 2 else pairs.reshape(256, 256).sum(0) + pairs.reshape(256, 256).sum(1) + single
-    table = _table(dtype)
-    seen = np.flatnonzero(counts)
-    values = table[0, seen]
-    found = _Moments(nans=int(counts[seen[np.isnan(values)]].sum()), infs=int(counts[seen[np.isinf(values)]].sum()))
-    seen = seen[np.isfinite(values)]
-    if seen.size:
-        often = counts[seen].astype(np.float64)
-        values, zero, bf16, fp16 = table[:, seen]
-        found.finite, found.low, found.high = int(often.sum()), float(values.min()), float(values.max())
-        found.zeros, found.bf16, found.fp16 = int(zero @ often), int(bf16 @ often), int(fp16 @ often)
-        found.mean = float(values @ often) / found.finite
-        found.squares = float((values - found.mean) ** 2 @ often)
-    return found
+            np.add.at(self.pairs, codes, 1)
+
+    def merge(self, other: _Counts) -> None:
+        self.pairs += other.pairs
+        self.single += other.single
+
+    def moments(self, dtype: str) -> _Moments:
+        counts, patterns = self.pairs, _patterns(dtype)
+        if SIZES[dtype] == 1:
+            counts = counts.reshape(256, 256).sum(0) + counts.reshape(256, 256).sum(1) + self.single
+        often, seen = counts.astype(np.float64), np.flatnonzero(counts)
+        found = _Moments()
+        found.zeros, found.bf16, found.fp16 = map(int, patterns.held @ often)
+        values, often = patterns.values[seen], often[seen]
+        finite = np.isfinite(values)
+        if not finite.all():
+            found.nans, found.infs = int(often[np.isnan(values)].sum()), int(often[np.isinf(values)].sum())
+            values, often = values[finite], often[finite]
+        found.finite = int(often.sum())
+        if values.size:
+            found.low, found.high = float(values.min()), float(values.max())
+            found.mean = float(values @ often) / found.finite
+            found.squares = float((values - found.mean) ** 2 @ often)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    """Of every pattern of 8 or 16 bits the value, and whether that is zero, a bfloat16 and a float16 number."""
+
+    values: NDArray[np.float64]
+    held: NDArray[np.float64]  # 1 for yes, (3, patterns)
 
 
 @cache
-def _table(dtype: str) -> NDArray[np.float64]:
-    """For every pattern of 8 or 16 bits its value, and 1 if that is zero, a bfloat16 number, a float16 number."""
+def _patterns(dtype: str) -> _Patterns:
     raw = np.arange(256 ** SIZES[dtype]).astype(f"u{SIZES[dtype]}").view(_raw_dtype(dtype))
-    values = _decoded(raw, dtype).astype(np.float32)
-    bf16 = values.view(np.uint32) & np.uint32(0xFFFF) == 0
-    fp16 = values.astype(np.float16).astype(np.float32) == values
-    return np.stack([values.astype(np.float64), values == 0, bf16, fp16])
+    with np.errstate(all="ignore"):  # NaN, and beyond float16 infinity, which is not the value
+        single = _decoded(raw, dtype).astype(np.float32)
+        held = [single == 0, single.view(np.uint32) & np.uint32(0xFFFF) == 0, single.astype(np.float16) == single]
+        return _Patterns(single.astype(np.float64), np.stack(held).astype(np.float64) * np.isfinite(single))
 
 
 def _moments(chunk: NDArray[Any]) -> _Moments:

@@ -110,7 +110,7 @@ def test_up_to_sixteen_bits_are_exact(tmp_path: Path, dtype: str, shift: float, 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int32", "uint64"])
 def test_halves_measured_by_two_threads(tmp_path: Path, dtype: str) -> None:
-    tensor = (random("float64", 7 * CHUNK_ELEMENTS + 3, scale=9).abs() + 1).to(getattr(torch, dtype))
+    tensor = (random("float64", 9 * CHUNK_ELEMENTS + 3, scale=9).abs() + 1).to(getattr(torch, dtype))
     assert tensor.nbytes > WORTH_HALVING
     found = stored(tmp_path / "x", tensor)
     agree(found.statistics, expected(tensor))
