@@ -1,6 +1,6 @@
 """Every file that is understood, cut and with flipped bits: clear lines, what was whole before the cut, no traceback.
 
-A sample of the places is taken; with ``FGCLIP_DOCTOR_TORN=full`` every byte of files up to 20,000 bytes, and 2,000
+A sample of the places is taken; with ``FGCLIP_DOCTOR_TORN=full`` every byte of files up to 3,000 bytes, and 2,000
 places of longer ones.
 """
 
@@ -21,7 +21,7 @@ from tests.safety.artefacts import FORMATS, write
 from tests.safety.audited import audited
 
 FULL = os.environ.get("FGCLIP_DOCTOR_TORN") == "full"
-SMALL = 20_000  # bytes
+SMALL = 3_000  # bytes
 PLACES = 2_000 if FULL else 24  # of a file
 FILES = 100 if FULL else 6  # of an artefact
 MERGED = ("W&B",)  # formats whose series lie in several files
