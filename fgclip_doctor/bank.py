@@ -96,6 +96,15 @@ class Retrieval:
         return theory.chance_top1(self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far the older half of a modality's rows lies from the newer half."""
+
+    modality: str
+    share: float  # squared distance of the means, less what chance gives, over the mean squared spread within
+    ratio: float  # the same distance over what chance gives halves that don't drift
+
+
 @dataclass(frozen=True)
 class Bank:
     """The memory bank of one checkpoint. A count or flag that wasn't saved is None."""
@@ -198,6 +207,37 @@ class Bank:
             verdict="encoded" if max(measured) > CRITICAL else verdict,
         )
 
+    def by_age(self) -> NDArray[np.int64]:
+        """The numbers of the written rows, the oldest first."""
+        import numpy as np
+
+        if self.written is None or (self.full and self.pointer is None):
+            raise Missing("without a pointer the rows of the bank have no age")
+        if not self.full:
+            return np.arange(self.written)
+        return (np.arange(self.size) + (self.pointer or 0)) % self.size
+
+    def drift(self, least: int = 32) -> list[Drift]:
+        """Of each modality. Rows of one enqueue are of one age, so of the means little more than chance is expected."""
+        import numpy as np
+
+        order = self.by_age()
+        usable = np.all([np.isfinite(norms[order]) & (norms[order] > 0) for norms in self.norms.values()], axis=0)
+        order = order[usable]
+        order = order[:: max(1, -(-len(order) // SAMPLE))]
+        if len(order) < least:
+            raise Missing(f"{len(order)} rows are too few to compare the older with the newer half")
+        found = []
+        for modality in self.keys:
+            rows = _unit(self.rows(modality)[order]).astype(np.float64)
+            halves = np.array_split(rows, 2)
+            spreads = [float(np.square(half - half.mean(axis=0)).sum(axis=1).mean()) for half in halves]
+            apart = float(np.square(halves[0].mean(axis=0) - halves[1].mean(axis=0)).sum())
+            chance = sum(spread / (len(half) - 1) for spread, half in zip(spreads, halves, strict=True))
+            spread = max(sum(spreads) / 2, 1e-12)
+            found.append(Drift(modality, (apart - chance) / spread, apart / max(chance, 1e-12)))
+        return found
+
     def retrieval(self) -> Retrieval:
         """How well the written rows find their partners, and the bits that they tell of them; no data is needed for it.
 
@@ -222,8 +262,9 @@ class Bank:
 
 
 def memory_bank(run: Run, checkpoint: Checkpoint | None = None) -> Bank:
-    """The bank of `checkpoint` (the latest one by default). Raises `Missing` when it holds none."""
-    checkpoint = run.checkpoint if checkpoint is None else checkpoint
+    """The bank of `checkpoint` (by default of the latest one with its rows). Raises `Missing` when it holds none."""
+    if checkpoint is None:
+        checkpoint = next((one for one in reversed(run.checkpoints) if _holds_rows(run, one)), run.checkpoint)
     found = {name: run.roles.get(role, "") for name, role in ROLES.items()}
     keys = {name: checkpoint.tensors[key] for name, key in found.items() if key in checkpoint.tensors}
     if not keys:
@@ -240,8 +281,19 @@ def memory_bank(run: Run, checkpoint: Checkpoint | None = None) -> Bank:
 
 def banks(run: Run) -> list[Bank]:
     """The banks of all checkpoints that hold one, in order of step."""
-    names = {run.roles.get(role) for role in ROLES.values()}
-    return [memory_bank(run, one) for one in run.checkpoints if names & one.tensors.keys()]
+    return [memory_bank(run, one) for one in run.checkpoints if _holds_rows(run, one)]
+
+
+def _holds_rows(run: Run, checkpoint: Checkpoint) -> bool:
+    """Whether the rows can be read: a recording may know of a bank, at that step, that it is there and nothing else."""
+    names = [run.roles.get(role, "") for role in ROLES.values()]
+    tensors = [checkpoint.tensors[name] for name in names if name in checkpoint.tensors]
+    if not tensors or not checkpoint.partial:
+        return bool(tensors)
+    try:
+        return all(one.statistics.count for one in tensors)
+    except Missing:
+        return False
 
 
 def forwards(run: Run, checkpoint: Checkpoint | None = None) -> int | None:
@@ -254,8 +306,8 @@ def switched_off(run: Run) -> bool:
     return "bank_enabled" in run.facts and run.facts["bank_enabled"].value is False
 
 
-def warmup_over(run: Run, *, patience: int = 200, share: float = 0.2) -> bool:
-    """True when the bank must have been switched on by now, whatever clock its warmup is counted in.
+def warmup_over(run: Run, *, patience: int = 200, share: float = 0.2, checkpoint: Checkpoint | None = None) -> bool:
+    """True when the bank must be on by `checkpoint` (the latest one), whatever clock its warmup is counted in.
 
     An optimizer step is the slowest of the clocks, so a warmup of unknown unit is over when the steps exceed it, with a
     tenth and two steps of slack for where in a step it is tested. A warmup of unknown length is over after `patience`
@@ -264,8 +316,8 @@ def warmup_over(run: Run, *, patience: int = 200, share: float = 0.2) -> bool:
     """
     if switched_off(run):
         return False
-    count = forwards(run)
-    step = steps_done(run)
+    count = forwards(run, checkpoint)
+    step = steps_done(run, checkpoint)
     if "bank_warmup" in run.facts:
         in_forwards = "bank_clock" in run.facts and run.facts["bank_clock"].value == "forward"
         done = count if in_forwards and count is not None else step
@@ -273,11 +325,13 @@ def warmup_over(run: Run, *, patience: int = 200, share: float = 0.2) -> bool:
     return step >= max(patience, share * run.number("max_steps", 0.0))
 
 
-def steps_done(run: Run) -> int:
-    """Optimizer steps at the latest checkpoint, or the least that its forwards amount to.
+def steps_done(run: Run, checkpoint: Checkpoint | None = None) -> int:
+    """Optimizer steps at a checkpoint (the latest by default), or the least that its forwards amount to.
 
     Where the accumulation isn't known, a step is taken to be no more than 32 forwards.
     """
+    if checkpoint is not None and checkpoint is not run.checkpoint and checkpoint.step is not None:
+        return checkpoint.step
     try:
         return run.step
     except Missing:

@@ -31,6 +31,15 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """What of a matrix of logits (anchors, candidates) carries a gradient to more than a scale."""
+
+    anchors: bool
+    columns: int  # masked candidates included
+    reached: int  # columns whose candidates carry one
+
+
+@dataclass(frozen=True, slots=True)
 class LossSite:
     """One place of the code at which a contrastive loss is computed, with what each sampled call of it was given.
 
@@ -46,11 +55,13 @@ class LossSite:
     steps: NDArray[np.int64]  # optimizer steps done before the call
     forwards: NDArray[np.int64]  # forwards done, this one included
     anchors: NDArray[np.int64]
-    candidates: NDArray[np.int64]
+    candidates: NDArray[np.float64]  # per anchor, on average where a mask makes them differ
     loss: NDArray[np.float64]
     null: NDArray[np.float64]
     top1: NDArray[np.float64]
     gradient: bool = True  # whether the logits required a gradient
+    twins: NDArray[np.float64] | None = None  # share of anchors whose positive stands among the candidates once more
+    reach: Reach | None = None  # of its first call, where there are several ranks
 
 
 @dataclass(frozen=True, slots=True)

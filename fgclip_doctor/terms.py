@@ -22,6 +22,7 @@ SCALE_ROLE = {"global": "scale.global", "total": "scale.global", "region": "scal
 MOST_CANDIDATES = 1e12
 ASSUMED_DIMENSION = 512  # of CLIP's base models, where nothing says it: the null level depends on it weakly
 BRANCH_WORDS = {"region": r"region|roi|box|fine_?-?grain|dense|local", "hard": r"hard|hneg"}  # in the names of scales
+DERIVED = ("gradient norm/", "update ratio/")  # series that bear a tensor's name and aren't its value
 BRANCHES = ("loss.global", "loss.region", "loss.hard", "scale.region", "scale.hard", "head.region", "head.text_long")
 
 
@@ -257,7 +258,9 @@ def scale_of(run: Run, name: str) -> tuple[float, str]:
         return run.number("scale"), str(run.facts["scale"].source)
     role = SCALE_ROLE[name]
     tensor = run.role(role) if run.checkpoints and run.has_role(role) else None
-    logged = next((one for key, one in run.series.items() if tensor is not None and tensor.name in key), None)
+    of = "" if tensor is None else tensor.name
+    of_it = [one for key, one in run.series.items() if of and of in key and not key.startswith(DERIVED)]
+    logged = next(iter(of_it), None)
     if logged is None:
         logged = _logged_scale(run, name)
     if logged is not None and logged.values.size:

@@ -131,6 +131,9 @@ class Recorder:
         self.undo.clear()
         if self.journal is not None:
             try:
+                if self.subject is not None:
+                    self.next_rows = 0  # the rows as they are in the end, beside their pointer
+                    self._write_scalars(self.subject, self.clocks["steps"])
                 self.fetcher.poll(wait=True)
                 self._write("end", code=code, **self.clocks, seconds=self.spent)
                 self.journal.close()
@@ -386,9 +389,13 @@ class Recorder:
         measured = sites.measure(call)
         if measured is None:
             return
+        new = site not in self.known
         number = self.known.setdefault(site, len(self.known))
         step, forward = self.clocks["steps"], self.clocks["forwards"]
         gradient = call.logits.requires_grad
+        if new and _rank()[1] > 1 and (seen := sites.reach(call.logits)) is not None:
+            fields = {"anchors": seen.anchors, "columns": seen.columns, "reached": seen.reached}
+            self._write("reach", site=number, name=site, of=call.kind, **fields)
 
         def arrived(values: list[float]) -> None:
             named = dict(zip(sites.MEASURED, values, strict=True))
@@ -481,6 +488,7 @@ class Recorder:
         before, names = self.before
         self.before = None
         after = [_sample(subject.parameters[name]) for name in names]
+        split = _is_split(subject.model)
         moved = torch._foreach_norm(torch._foreach_sub(after, before))
         sizes = torch._foreach_norm(before)
 
@@ -492,7 +500,7 @@ class Recorder:
                 sums[1] += values[len(names) + place] ** 2
             ratios = {part: (a / b) ** 0.5 for part, (a, b) in parts.items() if b}
             still = [name for place, name in enumerate(names) if values[place] == 0]
-            digest = hashlib.sha256(repr(values[len(names) :]).encode()).hexdigest()[:16]
+            digest = "" if split else hashlib.sha256(repr(values[len(names) :]).encode()).hexdigest()[:16]
             self._write("updates", step=step, ratios=ratios, unmoved=still[:SCALARS], digest=digest)
 
         self.fetcher.take([*moved, *sizes], arrived)
@@ -515,10 +523,22 @@ class Recorder:
             self.fetcher.take([_local(one).reshape(()) for _, one in small], arrived)
         elif plain:
             arrived([])
+        if _rank()[1] > 1:
+            for name, bank in _banks(subject.model):
+                self._write_digest(name, bank, step)
         if step >= self.next_rows:
             self.next_rows = 2 * step
             for name, bank in _banks(subject.model):
                 self._write_rows(name, bank, step)
+
+    def _write_digest(self, name: str, bank: Tensor, step: int) -> None:
+        """What tells whether every rank holds the same bank."""
+
+        def arrived(values: Tensor) -> None:
+            digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+            self._write("digest", step=step, values={name: digest})
+
+        self.fetcher.copy(_sample(bank), arrived)
 
     def _write_rows(self, name: str, bank: Tensor, step: int) -> None:
         """The rows of a bank that isn't too large, whole."""
@@ -667,7 +687,15 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.coalesce().values() if tensor.is_sparse else tensor
 
 
-def _sample(parameter: nn.Parameter) -> Tensor:
+def _is_split(model: nn.Module) -> bool:
+    """Whether each rank holds only its own part of the parameters: FSDP, ZeRO-3, tensor parallelism."""
+    wrapped = any(type(one).__name__ == "FullyShardedDataParallel" for one in model.modules())
+    signs = ("to_local", "ds_id", "tensor_model_parallel")  # of a DTensor, of DeepSpeed, of Megatron
+    found = (getattr(one, sign, None) for one in model.parameters() for sign in signs)
+    return wrapped or any(one is not None and one is not False for one in found)
+
+
+def _sample(parameter: Tensor) -> Tensor:
     """Up to `SAMPLED` values, evenly spread, in float32: a view where it can be one."""
     flat = _local(parameter).reshape(-1)
     return flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].float()

@@ -8,6 +8,7 @@ region that `torch.compile` traces they step aside, so nothing is seen of a loss
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,11 @@ from torch.nn import functional as F
 
 MAX_SITES = 64
 MAX_CANDIDATES = 1 << 20  # columns; a wider matrix of logits is no contrastive one
-MEASURED = ("anchors", "candidates", "loss", "null", "top1", "first", "last", "lowest", "highest")
+MEASURED = ("anchors", "candidates", "loss", "null", "top1", "twins", "first", "last", "lowest", "highest")
+MAX_STEPS = 16  # from the product of features back to where they were gathered
+MAX_NODES = 256  # of an autograd graph, that are looked at behind one matrix of logits
+PRODUCTS = ("MmBackward", "AddmmBackward", "BmmBackward", "BaddbmmBackward")
+TRANSPOSES = ("TBackward", "TransposeBackward", "PermuteBackward", "NumpyTBackward", "MTBackward")
 LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
@@ -117,11 +122,101 @@ def measure(call: Call) -> list[Tensor] | None:
             ((row - positive) * share).sum(),
             ((row - level) * share).sum(),
             ((logits.argmax(dim=1) == columns) * share).sum(),
+            _twins(logits, positive, share),
             place.min(),
             place.max(),
             columns.min(),
             columns.max(),
         ]
+
+
+def _twins(logits: Tensor, positive: Tensor, share: Tensor) -> Tensor:
+    """The share of anchors for which another candidate has the positive's very logit, (): it is the positive, again.
+
+    NaN where the logits are so coarse, as in bfloat16, that neighbours are equal by themselves.
+    """
+    exact = 4e-6 * positive.abs().clamp(min=1)  # of float32: two products of the same vectors, summed differently
+    same = ((logits - positive[:, None]).abs() <= exact[:, None]).sum(dim=1) > 1  # (anchors,)
+    usable = logits[:, 1:].isfinite()
+    equal = ((logits[:, 1:] == logits[:, :-1]) & usable).sum() / usable.sum().clamp(min=1)
+    return torch.where(equal > 2e-3, torch.nan, (same * share).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which sides of a matrix of logits carry a gradient to more than a scale."""
+
+    anchors: bool
+    columns: int
+    reached: int  # columns whose candidates carry one
+
+
+def reach(logits: Tensor) -> Reach | None:
+    """Read off the autograd graph, which no device waits for; None where it shows no product of features."""
+    pieces = _products(logits.grad_fn, logits.shape[1], False, set())
+    if not pieces:
+        return None
+    anchors = any(rows > 0 for rows, _, _ in pieces)
+    return Reach(anchors, logits.shape[1], round(sum(share * width for _, share, width in pieces)))
+
+
+def _products(node: Any, width: int, turned: bool, seen: set[Any]) -> list[tuple[float, float, int]]:
+    """Of each product of features behind `node`: the shares of its anchors and of its candidates that carry a gradient,
+    and its columns."""
+    if node is None or node in seen or len(seen) >= MAX_NODES:
+        return []
+    seen.add(node)
+    inputs = [one for one, _ in node.next_functions]
+    if node.name().startswith(PRODUCTS):
+        anchors, candidates = (_carried(side) for side in (inputs[:-3:-1] if turned else inputs[-2:]))
+        return [(anchors, candidates, width)]
+    wide: list[tuple[Any, tuple[int, ...]]] = [(one, shape) for one in inputs if len(shape := _shape(one)) >= 2]
+    if node.name().startswith("CatBackward"):
+        return [piece for one, shape in wide for piece in _products(one, shape[-2 if turned else -1], turned, seen)]
+    turned ^= node.name().startswith(TRANSPOSES) and len(_shape(node)) == 2
+    return next((found for one, _ in wide if (found := _products(one, width, turned, seen))), [])
+
+
+def _carried(node: Any) -> float:
+    """The share of a matrix of features behind which there is a parameter other than a scale."""
+    size, start = _numbers(node), node
+    for _ in range(MAX_STEPS):
+        if node is None:
+            return 0.0
+        inputs = [one for one, _ in node.next_functions]
+        if node.name().startswith("CatBackward") and len(_shape(node)) == 2:
+            return sum(map(_learns, inputs)) / len(inputs)
+        if "CopySlices" in node.name() and not _learns(inputs[0]):  # rows written into a matrix of constants
+            return _numbers(inputs[-1]) / size * _learns(inputs[-1])
+        node = next((one for one in inputs if one is not None and _numbers(one) == size), None)
+        if node is None:
+            break
+    return float(_learns(start))
+
+
+def _learns(node: Any) -> bool:
+    """Whether a parameter of more than one number is behind a node."""
+    seen: set[Any] = set()
+    waiting = [node]
+    while waiting and len(seen) < MAX_NODES:
+        one = waiting.pop()
+        if one is None or one in seen:
+            continue
+        seen.add(one)
+        if one.name().endswith("AccumulateGrad") and one.variable.numel() > 1:
+            return True
+        waiting += [further for further, _ in one.next_functions]
+    return bool(waiting)  # more than was looked at: a tower
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """Of what a node computed."""
+    known: list[Any] = list(getattr(node, "_input_metadata", ()))
+    return tuple(int(length) for length in known[0].shape) if known else ()
+
+
+def _numbers(node: Any) -> int:
+    return math.prod(_shape(node)) if node is not None else 0
 
 
 def _sigmoid(call: Call) -> list[Tensor] | None:
@@ -148,6 +243,7 @@ def _sigmoid(call: Call) -> list[Tensor] | None:
         F.softplus(-signed).sum() / anchors,
         F.softplus(-mean_instead).sum() / anchors,
         (logits.argmax(dim=1) == torch.arange(len(given), device=given.device)).float().mean(),
+        given.new_tensor(torch.nan),
         diagonal,
         diagonal,
         given.new_zeros(()),

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fgclip_doctor.recorded import Gather, LossSite, Parameter, Rank, Recording
+from fgclip_doctor.recorded import Gather, LossSite, Parameter, Rank, Reach, Recording
 from fgclip_doctor.run import (
     Checkpoint,
     Fact,
@@ -43,6 +43,7 @@ BLOCK = 1 << 20
 MAX_RANKS = 64  # beyond, the rest is left out: what is wrong between ranks shows in these
 MAX_SITES, MAX_SERIES, MAX_POINTS = 256, 4096, 1 << 20
 SCALARS_OF_SITE = ("anchors", "candidates", "loss", "null", "top1")
+NEWEST = 3  # of the snapshots of a bank that are kept, beside the first
 ALIGNED = ("first", "last", "lowest", "highest")  # of the targets: their column less their row, and their column
 
 
@@ -173,6 +174,7 @@ class _Site:
     kind: str
     rows: list[tuple[float, ...]] = field(default_factory=list)
     gradient: bool = True
+    reach: Reach | None = None
 
 
 @dataclass
@@ -229,14 +231,25 @@ class _Rank:
         self.groups = [dict(group) for group in groups]
 
     def _loss(self, *, site: int, name: str, of: str, step: int, forward: int, gradient: bool, **values: Any) -> None:
-        if site not in self.sites and len(self.sites) >= MAX_SITES:
+        one = self._site(site, name, of)
+        if one is None:
             return
-        one = self.sites.setdefault(int(site), _Site(str(name), str(of)))
         one.gradient = bool(gradient)
-        row = (int(step), int(forward), *(float(values[key]) for key in (*SCALARS_OF_SITE, *ALIGNED)))
+        measured = (*(values[key] for key in SCALARS_OF_SITE), values.get("twins", math.nan))
+        row = (int(step), int(forward), *map(float, measured), *(float(values[key]) for key in ALIGNED))
         if len(one.rows) >= MAX_POINTS:
             one.rows[: MAX_POINTS // 2] = one.rows[: MAX_POINTS // 2 : 2]
         one.rows.append(row)
+
+    def _reach(self, *, site: int, name: str, of: str, anchors: bool, columns: int, reached: int) -> None:
+        one = self._site(site, name, of)
+        if one is not None:
+            one.reach = Reach(bool(anchors), int(columns), int(reached))
+
+    def _site(self, site: int, name: str, of: str) -> _Site | None:
+        if site not in self.sites and len(self.sites) >= MAX_SITES:
+            return None
+        return self.sites.setdefault(int(site), _Site(str(name), str(of)))
 
     def _gradients(self, *, step: int, norms: Mapping[str, Any], reached: list[Any], zero: list[Any]) -> None:
         for part, norm in norms.items():
@@ -249,7 +262,8 @@ class _Rank:
     def _updates(self, *, step: int, ratios: Mapping[str, Any], digest: str, **_: Any) -> None:
         for part, ratio in ratios.items():
             self._add(f"update ratio/{part}", step, ratio)
-        self.digests.setdefault("parameters", {})[int(step)] = str(digest)
+        if digest:
+            self.digests.setdefault("parameters", {})[int(step)] = str(digest)
 
     def _scalars(self, *, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -259,8 +273,10 @@ class _Rank:
     def _rows(self, *, step: int, name: str, shape: list[Any], dtype: str, data: str) -> None:
         values = np.frombuffer(base64.b64decode(data, validate=True), np.float32).reshape(_shape(shape))
         kept = self.rows.setdefault(str(name), [])
+        if kept and kept[-1][0] == int(step):
+            kept.pop()
         kept.append((int(step), values, str(dtype)))
-        del kept[1:-1]  # the first and the newest
+        del kept[1:-NEWEST]
 
     def _step(
         self, *, step: int, lr: list[Any], evaluating: Mapping[str, Any], gathers: list[Any], **clocks: Any
@@ -315,7 +331,7 @@ class _Rank:
             self.world_size,
             self.path,
             parameters=parameters,
-            sites=tuple(_loss_site(one) for _, one in sorted(self.sites.items())),
+            sites=tuple(_loss_site(one) for _, one in sorted(self.sites.items()) if one.rows),
             gathers=self.gathers,
             clocks=self.clocks,
             evaluating=self.evaluating,
@@ -350,14 +366,13 @@ class _Rank:
         return facts
 
     def checkpoints(self) -> Iterable[Checkpoint]:
-        """What was recorded of the model: at the first look at its banks, where it has any, and now."""
-        early = {name: kept[0] for name, kept in self.rows.items() if len(kept) > 1}
-        if early:
-            step = max(one[0] for one in early.values())
-            yield self._checkpoint(step, {name: values for name, (_, values, _) in early.items()})
-        yield self._checkpoint(self.step, {name: kept[-1][1] for name, kept in self.rows.items()})
+        """What was recorded of the model: whenever the rows of its banks were written, and now."""
+        for step in sorted({step for kept in self.rows.values() for step, _, _ in kept} - {self.step}):
+            yield self._checkpoint(step)
+        yield self._checkpoint(self.step)
 
-    def _checkpoint(self, step: int, banks: Mapping[str, np.ndarray[Any, Any]]) -> Checkpoint:
+    def _checkpoint(self, step: int) -> Checkpoint:
+        banks = {name: values for name, kept in self.rows.items() for at, values, _ in kept if at == step}
         tensors: dict[str, Tensor] = {}
         shapes = {name: (shape, dtype) for name, (shape, dtype, _, _) in self.parameters.items()} | self.buffers
         for name, (shape, dtype) in shapes.items():
@@ -400,7 +415,7 @@ def _shape(shape: Iterable[Any]) -> tuple[int, ...]:
 
 def _loss_site(site: _Site) -> LossSite:
     table = np.array(site.rows, np.float64).T  # (columns, calls)
-    steps, forwards, anchors, candidates, loss, null, top1, *places = table
+    steps, forwards, anchors, candidates, loss, null, top1, twins, *places = table
     first, last, lowest, highest = (float(np.median(one[-64:])) for one in places)
     if first == last:
         targets = "diagonal" if first == 0 else "shifted"
@@ -414,11 +429,13 @@ def _loss_site(site: _Site) -> LossSite:
         steps.astype(np.int64),
         forwards.astype(np.int64),
         np.rint(anchors).astype(np.int64),
-        np.rint(candidates).astype(np.int64),
+        candidates,
         loss,
         null,
         top1,
         site.gradient,
+        twins,
+        site.reach,
     )
 
 
