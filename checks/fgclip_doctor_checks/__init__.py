@@ -37,6 +37,8 @@ from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
 from fgclip_doctor_checks.scales.logit_scale_reset import logit_scale_reset
 from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
 from fgclip_doctor_checks.weights.activation_mismatch import activation_mismatch
+from fgclip_doctor_checks.weights.head_copy_missing import head_copy_missing
+from fgclip_doctor_checks.weights.position_table_wrong import position_table_wrong
 from fgclip_doctor_checks.weights.projection_transposed import projection_transposed
 from fgclip_doctor_checks.weights.texts_pooled_at_start import texts_pooled_at_start
 from fgclip_doctor_checks.weights.weights_left_at_init import weights_left_at_init
@@ -82,5 +84,7 @@ CHECKS: tuple[Check, ...] = (
     projection_transposed,
     weights_overwritten_at_start,
     activation_mismatch,
+    position_table_wrong,
+    head_copy_missing,
     texts_pooled_at_start,
 )

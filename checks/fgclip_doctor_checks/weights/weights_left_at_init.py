@@ -69,7 +69,13 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
             source=str(tensor.source),
         )
         where = kind if len(names) > 1 else names[0]
-        yield Finding(message=f"{what} still as initialised, {why}.", where=where, evidence=(top,))
+        branch = ELDER.keys() & {role for role, head in run.heads() if head.name in names}
+        yield Finding(
+            message=f"{what} still as initialised, {why}.",
+            where=where,
+            evidence=(top,),
+            explained_by=("FGD706",) if branch else (),
+        )
     for gain in _norms(run):
         spread = Evidence(
             name="spread of the gain",
