@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,6 +19,8 @@ from fgclip_doctor.config import Config, ConfigError, parse_fail_on, plan_beside
 from fgclip_doctor.registry import Check, RegistryError, installed_checks, selected
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from fgclip_doctor.diagnosis import Report
     from fgclip_doctor.findings import Severity
     from fgclip_doctor.run import Run
@@ -128,6 +132,9 @@ def audit(
     base: Annotated[
         Path | None, typer.Option("--base", readable=False, help="The weights that the run started from.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", readable=False, help="What it is trained on: JSON of captions and regions.")
+    ] = None,
     fact: Facts = None,
     output_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TEXT,
     output: Annotated[
@@ -158,7 +165,7 @@ def audit(
     """Say what a checkpoint or a run directory tells: each fault, its evidence, its cause and its fix."""
     from fgclip_doctor import policy
     from fgclip_doctor.diagnosis import diagnose
-    from fgclip_doctor.sources import cache, load
+    from fgclip_doctor.sources import annotation_file, cache, load
     from fgclip_doctor.sources.files import Unreadable
 
     try:
@@ -169,7 +176,8 @@ def audit(
         threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
         facts = {name: str(value) for name, value in config.facts.items()} | _facts(fact or [])
         with cache.kept_in(None if no_cache else cache.place(config.cache)):
-            run = load(paths, base=base, facts=facts, roles=config.roles)
+            with _data_bar() as bar, annotation_file.watched(bar):
+                run = load(paths, base=base, facts=facts, roles=config.roles, data=data)
             run.plan = config.plan if config.plan.source else plan_beside(paths)
             if show_parse:
                 _explain_logs(paths, to_stderr=output_format is not Format.TEXT)
@@ -419,17 +427,43 @@ def _explain_logs(paths: list[Path], *, to_stderr: bool) -> None:
                 typer.echo(line, err=to_stderr)
 
 
+@contextmanager
+def _data_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for large annotations where one can be seen: to be told how many bytes of how many are read."""
+    shown: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if total < LONG_READ_BYTES or not sys.stderr.isatty():
+            return
+        if not shown:
+            shown.append(_bar("reading annotations"))
+            shown[0].add_task("annotations", total=total)
+            shown[0].start()
+        shown[0].update(shown[0].task_ids[0], completed=done)
+
+    try:
+        yield show
+    finally:
+        for bar in shown:
+            bar.stop()
+
+
+def _bar(what: str) -> Progress:
+    """A bar in bytes on stderr, which leaves no trace."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (what, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
 def _read_weights(run: Run) -> None:
     """Take the streamed statistics of large weights ahead of the checks, with a progress bar where one can be seen."""
     tensors = list(run.checkpoints[-1].tensors.values()) if run.checkpoints else []
     total = sum(tensor.nbytes for tensor in tensors)
     if total < LONG_READ_BYTES or not sys.stderr.isatty():
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = ("reading weights", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with _bar("reading weights") as progress:
         task = progress.add_task("weights", total=total)
         for tensor in tensors:
             _ = tensor.statistics

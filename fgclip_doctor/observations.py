@@ -10,7 +10,7 @@ from dataclasses import fields
 from math import log2
 
 from fgclip_doctor import bank, theory
-from fgclip_doctor.findings import Evidence
+from fgclip_doctor.findings import Evidence, Value
 from fgclip_doctor.run import Missing, Plan, Run, Tensor
 from fgclip_doctor.terms import terms
 
@@ -112,6 +112,27 @@ def _losses(run: Run) -> Iterator[Evidence]:
         )
 
 
+def _data(run: Run) -> Iterator[Evidence]:
+    """What the annotations hold, and so how many candidates an anchor has."""
+    data = run.annotations
+
+    def seen(name: str, value: Value, why: str = "") -> Evidence:
+        return Evidence(name=f"data: {name}", value=value, why=why, source=data.path)
+
+    yield seen("images", data.records - data.malformed, f"{data.malformed:,} records are none")
+    if data.regions:
+        yield seen("regions per image", round(data.regions_per_sample, 3), f"of {data.regions:,}, 4 of an image at most")
+    if data.boxes.count:
+        yield seen("boxes", data.boxes.layout or "x1, y1, x2, y2, normalised", f"{data.boxes.count:,} boxes")
+    if data.groups.count:
+        counted = ", ".join(f"{count:,} of {size}" for size, count in sorted(data.groups.sizes.items())[:4])
+        yield seen("hard negatives", data.groups.count, f"groups: {counted}")
+    for name, texts in data.texts.items():
+        repeats = texts.repeats
+        once = int(repeats.distinct[repeats.times == 1].sum())
+        yield seen(f"{name} that occurs once", f"{once / max(repeats.total, 1):.1%}", f"of {repeats.total:,} counted")
+
+
 def _planned(run: Run) -> Iterator[Evidence]:
     """What the user declared to be intended: no check takes it for a fault."""
     for item in fields(run.plan):
@@ -129,5 +150,6 @@ LOOKS: tuple[Callable[[Run], Iterable[Evidence]], ...] = (
     _trained,
     _clock,
     _losses,
+    _data,
     _planned,
 )

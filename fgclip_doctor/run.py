@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fgclip_doctor.annotations import Annotations
 from fgclip_doctor.recorded import Recording
 
 if TYPE_CHECKING:  # numpy costs 0.1 s; `rules`, `explain` and `--help` read checks and never a tensor
@@ -327,7 +328,8 @@ class Run:
     `checkpoints` are in order of step, the last one being what most checks read. `base` holds the weights that the run
     started from, where the user gave them. `roles` maps a role of design (``bank.image_keys``, ``scale.region``,
     ``loss.region``) to the name of the tensor or the series that plays it. `problems` are the files that could not be
-    read. `recording` is what was seen of the run while it went on, `plan` what the user declared to be intended.
+    read. `recording` is what was seen of the run while it went on, `plan` what the user declared to be intended, `data`
+    what the annotations hold that it is trained on.
     """
 
     subject: str
@@ -341,6 +343,14 @@ class Run:
     notes: list[str] = field(default_factory=list)  # what was chosen while reading, where there was a choice
     recording: Recording | None = None
     plan: Plan = field(default_factory=Plan)
+    data: Annotations | None = None
+
+    @property
+    def annotations(self) -> Annotations:
+        """What the annotations that it is trained on hold."""
+        if self.data is None:
+            raise Missing("no annotations of images; `--data FILE` reads them")
+        return self.data
 
     @property
     def watched(self) -> Recording:

@@ -11,6 +11,12 @@ from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
 from fgclip_doctor_checks.clocks.partial_resume import partial_resume
 from fgclip_doctor_checks.clocks.schedule_outruns_run import schedule_outruns_run
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
+from fgclip_doctor_checks.data.box_frame_wrong import box_frame_wrong
+from fgclip_doctor_checks.data.caption_unreadable import caption_unreadable
+from fgclip_doctor_checks.data.degenerate_regions import degenerate_regions
+from fgclip_doctor_checks.data.duplicate_captions import duplicate_captions
+from fgclip_doctor_checks.data.hard_negatives_misaligned import hard_negatives_misaligned
+from fgclip_doctor_checks.data.too_few_candidates import too_few_candidates
 from fgclip_doctor_checks.gradients.checkpointing_blocks_gradient import checkpointing_blocks_gradient
 from fgclip_doctor_checks.gradients.eval_mode_in_training import eval_mode_in_training
 from fgclip_doctor_checks.gradients.freeze_list_not_kept import freeze_list_not_kept
@@ -80,6 +86,12 @@ CHECKS: tuple[Check, ...] = (
     loss_not_finite,
     dead_loss_term,
     loss_plateau,
+    too_few_candidates,
+    duplicate_captions,
+    degenerate_regions,
+    box_frame_wrong,
+    hard_negatives_misaligned,
+    caption_unreadable,
     weights_left_at_init,
     projection_transposed,
     weights_overwritten_at_start,

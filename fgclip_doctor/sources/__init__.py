@@ -7,8 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from fgclip_doctor.run import Checkpoint, Optimizer, Run, Tensor
+from fgclip_doctor.sources import (
+    annotation_file,
+    mlflow_run,
+    parquet_file,
+    recording,
+    tensorboard_events,
+    text_log,
+    trainer,
+    wandb_run,
+)
 from fgclip_doctor.sources import checkpoint as checkpoints
-from fgclip_doctor.sources import mlflow_run, parquet_file, recording, tensorboard_events, text_log, trainer, wandb_run
 from fgclip_doctor.sources import optimizer as optimizers
 from fgclip_doctor.sources import roles as parts
 from fgclip_doctor.sources.alignment import under_names_of
@@ -23,6 +32,7 @@ LOGS = (
     (wandb_run.is_history, wandb_run.read),
     (mlflow_run.is_database, mlflow_run.read),
     (parquet_file.is_parquet, parquet_file.read),
+    (annotation_file.is_annotations, annotation_file.read),
 )
 
 
@@ -32,14 +42,16 @@ def load(
     facts: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
     readers: dict[Path, object] | None = None,
+    data: Path | None = None,
 ) -> Run:
     """Everything that `paths` tell, as one run: checkpoints, directories of several, files of weights, event files,
     logs and tables.
 
-    `base` is where the run started from; its tensors take the names that the run has for them. `facts` states what no
-    artefact says, and wins over what one does; after it the newest checkpoint wins, then the run directory around it,
-    then older checkpoints, and in each training_args.bin, trainer_state.json, scheduler.pt, config.json, in this order;
-    then TensorBoard's event files, W&B's and MLflow's directories, and then logs and tables.
+    `data` are the annotations that it is trained on. `base` is where the run started from; its tensors take the names
+    that the run has for them. `facts` states what no artefact says, and wins over what one does; after it the newest
+    checkpoint wins, then the run directory around it, then older checkpoints, and in each training_args.bin,
+    trainer_state.json, scheduler.pt, config.json, in this order; then TensorBoard's event files, W&B's and MLflow's
+    directories, then logs and tables, and at last the annotations.
     `roles` names parts of the model. Raises `Unreadable`, with a line that begins with the path, if nothing at all
     could be read from one of the paths; what can't be read of the rest is told in `Run.problems`. `readers` keeps what
     was read of recordings and event files for the next call, which goes on from there.
@@ -52,6 +64,7 @@ def load(
         found += [one for one in inner if one.path not in {known.path for known in found}]
         around += outer
         logs += told_beside
+    logs += [annotation_file.read(data)] if data else []
     if all(one.order is not None for one in found):
         found.sort(key=lambda one: one.order or 0)
     _name_optimizers(found)
@@ -64,6 +77,7 @@ def load(
         problems=list(dict.fromkeys(str(error) for one in told for error in one.problems)),
     )
     run.notes = [note for log in logs for note in log.notes]
+    run.data = next((log.data for log in logs if log.data), None)
     watched = next((log for log in logs if log.recording), None)
     if watched:
         run.recording = watched.recording
