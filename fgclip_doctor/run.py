@@ -51,6 +51,7 @@ class Fact:
 # The facts that checks may ask for. Sources map the names of each trainer onto these.
 FACTS: dict[str, str] = {
     "micro_batch": "samples per forward and rank",
+    "batch_in_use": "samples per forward and process, as the trainer says that it used them",
     "accumulation": "micro-batches per optimizer step",
     "world_size": "ranks",
     "max_steps": "optimizer steps that the run was planned for",

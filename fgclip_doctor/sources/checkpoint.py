@@ -211,7 +211,8 @@ def _trainer_state(found: Found, path: Path) -> None:
     found.facts.extend(trainer.facts(known, str(path)))
     batch = valid("micro_batch", state.get("train_batch_size"))
     if batch is not None:  # here that of one process; DeepSpeed calls the whole batch so
-        found.facts.append(Fact("micro_batch", batch, Source(str(path), "train_batch_size")))
+        source = Source(str(path), "train_batch_size")
+        found.facts += [Fact("micro_batch", batch, source), Fact("batch_in_use", batch, source)]
     found.trainer_step = _number(state.get("global_step"))
     found.series = trainer.series(state.get("log_history"), str(path))
 

@@ -12,6 +12,7 @@ SWITCHES = {"bf16", "fp16", "bank_enabled", "gradient_checkpointing", "reentrant
 CHOICES = {"bank_clock": ("step", "forward"), "loss_kind": ("softmax", "sigmoid")}
 LIMITS = {  # of the numbers: far beyond what a run may have, and still computed with without care
     "micro_batch": (1, 1e7),
+    "batch_in_use": (1, 1e7),
     "accumulation": (1, 1e6),
     "world_size": (1, 1e6),
     "max_steps": (1, 1e12),
