@@ -12,7 +12,7 @@ NOTHING = 1e-6  # of the peak: a learning rate that no weight notices
 
 
 @check("FGD405", "schedule-outruns-run", Severity.WARNING)
-def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05) -> Iterator[Finding]:
+def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05, shortest: int = 50) -> Iterator[Finding]:
     """The learning rate's schedule does not fit the run: a warmup that never ends, or an end that comes too soon.
 
     Why: a schedule is made for a number of steps. Advanced once per micro-batch or once per rank, it is over after a
@@ -21,7 +21,8 @@ def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05) -> 
     of the run, or is 0 for `early` of it; the saved scheduler's count beside the trainer's step, where its rate is off
     by `off` of the peak from what the named schedule has at that step.
     Benign: accelerate's schedulers, which count once per rank by design: their rate is right, so the count is not held
-    against them. A warmup of half the run. Restarts. A rate printed as 0.0000. A run that was stopped.
+    against them. A warmup of half the run. Restarts. A rate printed as 0.0000. A run that was stopped, or planned for
+    fewer than `shortest` steps, as one that tries the settings of a longer run.
     Fix: step the scheduler once per optimizer step, and give it the number of optimizer steps; don't pass it through
     accelerator.prepare unless its length is multiplied too. warmup_ratio=0.05 keeps the warmup in proportion.
     Sources: huggingface/transformers#24088 (num_processes times too fast); Lightning-AI/pytorch-lightning#1476.
@@ -31,6 +32,8 @@ def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05) -> 
     saved = [one for one in run.checkpoints if one.scheduler and _step(one)]
     if steps is None and rates is None:
         raise Missing("neither the length of the run nor a learning rate is known")
+    if steps is not None and steps.value < shortest:
+        raise Missing(f"a run of {steps.value:g} steps is a try-out of a longer one")
     if steps is not None:
         yield from _warmups(run, steps)
         for one in saved:

@@ -107,3 +107,13 @@ def test_a_rate_that_rises_to_the_end() -> None:
 def test_skipped_where_nothing_is_known() -> None:
     with pytest.raises(Missing, match="neither"):
         list(schedule_outruns_run(run(checkpoint({"logit_scale": 1.0}))))
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(49, None), (50, 1)])
+def test_a_try_out_of_a_longer_run_is_not_judged(steps: int, expected: int | None) -> None:
+    short = run(facts={"max_steps": steps, "warmup_steps": 500})
+    if expected is None:
+        with pytest.raises(Missing, match="try-out"):
+            list(schedule_outruns_run(short))
+    else:
+        assert len(list(schedule_outruns_run(short))) == expected

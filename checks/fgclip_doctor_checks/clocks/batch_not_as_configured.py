@@ -1,0 +1,47 @@
+"""FGD408."""
+
+from collections.abc import Iterator
+
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+
+
+@check("FGD408", "batch-not-as-configured", Severity.WARNING)
+def batch_not_as_configured(run: Run) -> Iterator[Finding]:
+    """The trainer worked with another batch than the arguments say, and so with other candidates.
+
+    Why: auto_find_batch_size halves the batch when memory runs out, and goes on; started without torchrun on a machine
+    with several GPUs, the Trainer wraps the model in DataParallel. Both change how many candidates an anchor has, and
+    DataParallel also loses what a forward writes on its replicas, a memory bank for one.
+    Evidence: train_batch_size in trainer_state.json beside per_device_train_batch_size in training_args.bin.
+    Benign: the two are the same in every run on one GPU for each process.
+    Fix: set a batch that fits, with gradient checkpointing or accumulation; start with torchrun, or show one GPU only
+    (CUDA_VISIBLE_DEVICES=0).
+    Sources: transformers.Trainer (find_executable_batch_size, TrainerState.train_batch_size); pytorch/pytorch#2864.
+    """
+    told = 0
+    for checkpoint in reversed(run.checkpoints):
+        asked, used = checkpoint.facts.get("micro_batch"), checkpoint.facts.get("batch_in_use")
+        if asked is None or used is None or asked.source == used.source:
+            continue
+        told += 1
+        if used.value == asked.value:
+            continue
+        times = used.value / asked.value
+        why = f"DataParallel over {times:g} GPUs" if times == int(times) else "halved when memory ran out"
+        yield Finding(
+            message=f"The trainer used batches of {used.value:g}, where {asked.value:g} are configured: {why}.",
+            where=used.source.key,
+            evidence=(
+                Evidence(
+                    name="samples a forward",
+                    value=used.value,
+                    expected=asked.value,
+                    why=str(asked.source),
+                    source=str(used.source),
+                    step=checkpoint.step,
+                ),
+            ),
+        )
+        return
+    if not told:
+        raise Missing("no checkpoint says both what batch was configured and what batch was used")
