@@ -13,7 +13,7 @@ A training that wants to be recorded needs one of these, which import torch when
 from typing import Any
 
 from fgclip_doctor.findings import Evidence, Finding, Severity
-from fgclip_doctor.registry import Check, check
+from fgclip_doctor.registry import Cause, Check, check
 from fgclip_doctor.run import Missing, Run
 
 __version__ = "0.1.0"
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 _LIVE = {"watching": "fgclip_doctor.live.recorder", "DoctorCallback": "fgclip_doctor.live.hf"}
 
 __all__ = [
+    "Cause",
     "Check",
     "DoctorCallback",
     "Evidence",

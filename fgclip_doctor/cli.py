@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from fgclip_doctor import __version__
 from fgclip_doctor.config import Config, ConfigError, parse_fail_on, plan_beside, read_config
-from fgclip_doctor.registry import Check, RegistryError, installed_checks, selected
+from fgclip_doctor.registry import Check, RegistryError, installed_causes, installed_checks, selected
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -382,15 +382,14 @@ def rules(select: Select = None, ignore: Ignore = None) -> None:
 
 @app.command(short_help="Explain a rule.", epilog=_examples("explain FGD201"))
 def explain(code: Annotated[str, typer.Argument(autocompletion=_rules_from, help="A rule's code or name.")]) -> None:
-    """Explain a rule: why it hurts, what it reads, its benign look-alike, its fix and its sources."""
+    """Explain a rule: why it hurts, how it is measured, its benign look-alike, its fix in code, causes and sources."""
+    from fgclip_doctor import explanations
+
     checks, _ = installed_checks()
     check = next((one for one in checks if code.lower() in (one.code.lower(), one.name)), None)
     if check is None:
         raise _fail(f"there is no rule {code!r}; `fgclip-doctor rules` lists them")
-    lines = [f"{check.code} {check.name} ({check.severity})", "", check.explanation, ""]
-    table = f"[tool.fgclip-doctor.thresholds.{check.name}]"
-    lines += [f"Threshold: {name} = {default!r}  ({table})" for name, default in check.thresholds.items()]
-    _show("\n".join(lines).rstrip() + "\n")
+    _show(explanations.plain(check, installed_causes(), {one.code: one.name for one in checks}))
 
 
 def _settings(file: Path | None, select: list[str] | None, ignore: list[str] | None) -> tuple[Config, list[Check]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,8 @@ def _stamp(finding: Finding, check: Check, severity: Severity) -> Finding:
 
 def _causes_first(fired: Sequence[Finding]) -> tuple[Finding, ...]:
     """Keep of `explained_by` what fired, and order: unexplained first, worst first, each cause before its symptoms."""
-    codes = {finding.code for finding in fired}
-    kept = [
-        replace(finding, explained_by=tuple(code for code in finding.explained_by if code in codes - {finding.code}))
-        for finding in fired
-    ]
+    found = {finding.code for finding in fired} | {f"{finding.code}@{finding.where}" for finding in fired}
+    kept = [replace(finding, explained_by=_found_causes(finding, found)) for finding in fired]
     kept.sort(key=lambda finding: (bool(finding.explained_by), finding.severity.rank, finding.code, finding.where))
     ordered: list[Finding] = []
     while kept:
@@ -139,6 +136,11 @@ def _causes_first(fired: Sequence[Finding]) -> tuple[Finding, ...]:
         kept.remove(ready)
         ordered.append(ready)
     return tuple(ordered)
+
+
+def _found_causes(finding: Finding, found: Collection[str]) -> tuple[str, ...]:
+    codes = (one.partition("@")[0] for one in finding.explained_by if one in found)
+    return tuple(code for code in dict.fromkeys(codes) if code != finding.code)
 
 
 def _one_line(error: Exception) -> str:

@@ -43,8 +43,9 @@ class Finding:
     """One fault with its proof.
 
     A check fills in `message`, `where` and `evidence`. `explained_by` names the codes that would explain this finding
-    if they fire too; the diagnosis drops those that did not. Code, name, severity and, unless the check has a more
-    precise one, the fix are those of the check, and are stamped on by the diagnosis.
+    if they fire too (``FGD501@region_loss``: if it fires at that place); the diagnosis drops those that did not. Code,
+    name, severity and, unless the check has a more precise one, the fix are those of the check, and are stamped on by
+    the diagnosis.
     """
 
     message: str

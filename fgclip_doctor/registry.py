@@ -1,7 +1,7 @@
 """Checks: how one is declared, and how those of installed packs are found.
 
 A pack is any distribution with an entry point in the group ``fgclip_doctor.checks`` that names a module with a
-``CHECKS`` sequence. The built-in pack is found in the same way.
+``CHECKS`` sequence, and with ``CAUSES`` where it has any. The built-in pack is found in the same way.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from fgclip_doctor.findings import Finding, Severity
@@ -27,6 +29,21 @@ Function = Callable[..., Iterator[Finding]]
 
 class RegistryError(ValueError):
     """A check or a pack breaks the contract."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One edge of a pack's graph of causes: the rule `code` explains the rule `symptom`, where `when` holds.
+
+    A symptom's check names the `case` that it found, where an edge asks for one; with `same_place` both findings have
+    to be at one tensor or series.
+    """
+
+    code: str
+    symptom: str
+    when: str
+    case: str = ""
+    same_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,18 @@ class Check:
         for match in re.finditer(pattern, self.explanation, re.MULTILINE | re.DOTALL):
             found[match[1]] = " ".join(match[2].split())
         return found
+
+    @cached_property
+    def guide(self) -> dict[str, str]:
+        """The sections (``## Title``) of the Markdown file beside the check that bears its name; none where it isn't.
+
+        The built-in ones give the formula, and the fix in code.
+        """
+        file = Path(inspect.getsourcefile(self.function) or "").with_name(f"{self.name.replace('-', '_')}.md")
+        if not file.is_file():
+            return {}
+        parts = re.split(r"^## (.+)$", file.read_text("utf-8"), flags=re.MULTILINE)
+        return {title.strip(): text.strip() for title, text in zip(parts[1::2], parts[2::2], strict=True)}
 
     @property
     def preview(self) -> bool:
@@ -107,6 +136,15 @@ def installed_checks() -> tuple[list[Check], list[str]]:
         except Exception as error:  # noqa: BLE001 - a broken pack of somebody else must not take the rest with it
             problems.append(f"pack {entry.name} ({entry.value}): {type(error).__name__}: {error}")
     return [checks[code] for code in sorted(checks)], problems
+
+
+def installed_causes() -> list[Cause]:
+    """The graphs of causes of every installed pack that can be loaded, as one; `installed_checks` names the others."""
+    causes: list[Cause] = []
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name != "builtin", entry.name)):
+        with suppress(Exception):
+            causes += getattr(entry.load(), "CAUSES", ())
+    return causes
 
 
 def selected(checks: Iterable[Check], select: Iterable[str], ignore: Iterable[str]) -> list[Check]:

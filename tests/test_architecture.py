@@ -35,6 +35,7 @@ ORDER = (
     "moments",
     "provenance",
     "registry",
+    "explanations",
     "observations",
     "diagnosis",
     "config",

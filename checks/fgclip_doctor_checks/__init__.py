@@ -5,10 +5,9 @@ from fgclip_doctor_checks.banks.bank_holds_noise import bank_holds_noise
 from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
 from fgclip_doctor_checks.banks.bank_not_in_checkpoint import bank_not_in_checkpoint
 from fgclip_doctor_checks.banks.bank_rows_not_unit import bank_rows_not_unit
+from fgclip_doctor_checks.causes import CAUSES
 from fgclip_doctor_checks.clocks.accumulation_adds_no_negatives import accumulation_adds_no_negatives
 from fgclip_doctor_checks.clocks.accumulation_loss_scaled import accumulation_loss_scaled
-from fgclip_doctor_checks.clocks.batch_changed_on_resume import batch_changed_on_resume
-from fgclip_doctor_checks.clocks.batch_not_as_configured import batch_not_as_configured
 from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
 from fgclip_doctor_checks.clocks.partial_resume import partial_resume
 from fgclip_doctor_checks.clocks.schedule_outruns_run import schedule_outruns_run
@@ -49,9 +48,10 @@ from fgclip_doctor_checks.weights.head_copy_missing import head_copy_missing
 from fgclip_doctor_checks.weights.position_table_wrong import position_table_wrong
 from fgclip_doctor_checks.weights.projection_transposed import projection_transposed
 from fgclip_doctor_checks.weights.texts_pooled_at_start import texts_pooled_at_start
-from fgclip_doctor_checks.weights.weights_empty import weights_empty
 from fgclip_doctor_checks.weights.weights_left_at_init import weights_left_at_init
 from fgclip_doctor_checks.weights.weights_overwritten_at_start import weights_overwritten_at_start
+
+__all__ = ["CAUSES", "CHECKS"]
 
 CHECKS: tuple[Check, ...] = (
     parameter_frozen,
@@ -81,8 +81,6 @@ CHECKS: tuple[Check, ...] = (
     accumulation_loss_scaled,
     schedule_outruns_run,
     partial_resume,
-    batch_not_as_configured,
-    batch_changed_on_resume,
     loss_at_chance,
     yardstick_moved,
     loss_oscillates,
@@ -104,5 +102,4 @@ CHECKS: tuple[Check, ...] = (
     position_table_wrong,
     head_copy_missing,
     texts_pooled_at_start,
-    weights_empty,
 )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import Rows, memory_bank, warmup_over
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD202", "bank-holds-noise", Severity.ERROR)
@@ -37,10 +38,11 @@ def bank_holds_noise(run: Run) -> Iterator[Finding]:
     for rows in noisy:
         yield Finding(
             message=f"The {rows.modality} rows {rows.start} to {rows.stop} of the bank count as written, but they "
-            f"look like random vectors in all {len(rows.evidence())} respects that were tested.",
+            f"look like random vectors in all {len(rows.evidence())} respects that were tested: as "
+            "negatives they teach nothing.",
             where=bank.keys[rows.modality].name,
             evidence=rows.evidence(),
-            explained_by=("FGD201",),
+            explained_by=explaining("FGD202"),
         )
     if not noisy and all(rows.verdict == "undecided" for rows in whole):
         raise Missing(f"{whole[0].count} rows of width {bank.dimension} are too few to tell from random ones")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import Bank, banks, forwards, memory_bank, steps_done, switched_off, warmup_over
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD201", "bank-never-active", Severity.ERROR)
@@ -48,6 +49,7 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
                 ),
                 *(one for rows in bank.look() if rows.count for one in rows.evidence()),
             ),
+            explained_by=explaining("FGD201"),
         )
 
 
@@ -65,7 +67,10 @@ def _unused(bank: Bank) -> str | None:
         raise Missing("without a fill flag, a pointer at 0 may have wrapped, and the rows are too few to tell")
     if not bank.blank and bank.full is None and bank.pointer is None:
         raise Missing("neither the pointer nor the fill flag of the bank was saved")
-    return f"Nothing was ever enqueued in the memory bank: its pointer is at {bank.pointer or 0} and {state}."
+    return (
+        f"Nothing was ever enqueued in the memory bank: its pointer is at {bank.pointer or 0} and {state}, so its "
+        f"{bank.size} negatives are lost."
+    )
 
 
 def _frozen(run: Run, bank: Bank) -> str | None:
@@ -75,5 +80,8 @@ def _frozen(run: Run, bank: Bank) -> str | None:
         if before is None or now is None or now - before < 2 or old.keys.keys() != bank.keys.keys():
             continue
         if all(old.keys[name].digest == bank.keys[name].digest for name in bank.keys):
-            return f"Not one row of the memory bank has changed between step {before} and step {now}."
+            return (
+                f"Not one row of the memory bank has changed between step {before} and step {now}: its {bank.size} "
+                "negatives are lost, or stale."
+            )
     return None

@@ -5,6 +5,7 @@ from math import sqrt
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import memory_bank, switched_off
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD204", "bank-rows-not-unit", Severity.WARNING)
@@ -55,4 +56,5 @@ def bank_rows_not_unit(
                 Evidence(name="median length", value=median, expected=1.0, why="unit rows", source=str(tensor.source)),
                 Evidence(name="zero rows", value=zeros, expected=0, why="written rows", source=str(tensor.source)),
             ),
+            explained_by=explaining("FGD204"),
         )

@@ -7,6 +7,7 @@ from math import isclose
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import forwards, switched_off
 from fgclip_doctor.run import Checkpoint
+from fgclip_doctor_checks.causes import explaining
 
 FORWARDS = re.compile(r"forward|micro", re.IGNORECASE)
 
@@ -88,6 +89,7 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
                 source=str(run.fact("bank_warmup").source),
             ),
         ),
+        explained_by=explaining("FGD401"),
     )
 
 

@@ -32,7 +32,8 @@ def box_frame_wrong(run: Run, *, share: float = 0.005) -> Iterator[Finding]:
     if not (mixed or (layout and data.own_format)):
         return
     yield Finding(
-        message=f"{boxes.large:.1%} of the boxes have values far over 1, the others don't: two frames are mixed."
+        message=f"{boxes.large:.1%} of the boxes have values far over 1, the others don't: two frames are mixed, "
+        "and one of them teaches wrong pairs."
         if mixed
         else f"The boxes are {layout}, where x1, y1, x2, y2 normalised to the image are expected: regions are pooled "
         "from elsewhere than their captions describe, and every step of the region loss is wasted.",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD603", "degenerate-regions", Severity.WARNING)
@@ -46,5 +47,5 @@ def degenerate_regions(run: Run, *, share: float = 0.001, outside: float = 0.02)
                         source=data.path,
                     ),
                 ),
-                explained_by=("FGD604",) if max(boxes.large, boxes.turned) > share else (),
+                explained_by=explaining("FGD603", "frame" if max(boxes.large, boxes.turned) > share else ""),
             )

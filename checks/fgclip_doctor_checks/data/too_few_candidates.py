@@ -5,6 +5,7 @@ from math import log2
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.terms import Term, bank_rows, counts, terms
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD601", "too-few-candidates", Severity.INFO)
@@ -45,7 +46,7 @@ def too_few_candidates(run: Run, *, least: float = 11) -> Iterator[Finding]:
                     source=source,
                 ),
             ),
-            explained_by=("FGD201", "FGD804"),
+            explained_by=explaining("FGD601"),
         )
 
 

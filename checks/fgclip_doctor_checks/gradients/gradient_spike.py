@@ -8,6 +8,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dyna
 from fgclip_doctor.events import between, warmed_up
 from fgclip_doctor.progress import courses
 from fgclip_doctor.run import Series
+from fgclip_doctor_checks.causes import explaining
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,5 +99,5 @@ def _finding(
                 step=int(steps[at]),
             ),
         ),
-        explained_by=("FGD109",),
+        explained_by=explaining("FGD111"),
     )

@@ -16,6 +16,7 @@ from fgclip_doctor.parts import (
     without_gradient,
 )
 from fgclip_doctor.run import Optimizer
+from fgclip_doctor_checks.causes import explaining
 
 BLOCK = re.compile(r"\.(?:layers?|blocks|resblocks|h)\.(\d+)\.")
 
@@ -112,5 +113,5 @@ def _finding(run: Run, optimizer: Optimizer, index: int, what: str, where: str, 
                 step=run.step,
             ),
         ),
-        explained_by=("FGD105", "FGD601", "FGD707"),
+        explained_by=explaining("FGD103"),
     )

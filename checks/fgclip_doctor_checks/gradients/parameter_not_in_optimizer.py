@@ -47,8 +47,8 @@ def parameter_not_in_optimizer(run: Run) -> Iterator[Finding]:
         if missing > 0:
             listed = ", ".join(sorted(tied & wanted))
             yield Finding(
-                message=f"{'One' if missing == 1 else missing} of {listed} is in no group of the optimizer: frozen, "
-                "or left out.",
+                message=f"{'One' if missing == 1 else missing} of {listed} is in no group of the optimizer, frozen "
+                "or left out, and is never updated.",
                 where=listed,
                 evidence=(
                     Evidence(name="of these in groups", value=slots, expected=len(tied), why=groups, source=source),

@@ -7,6 +7,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.parts import ELDER, TOWER_OF, scales, tower
 from fgclip_doctor.provenance import half_ulp
 from fgclip_doctor.run import Checkpoint, Optimizer, Tensor
+from fgclip_doctor_checks.causes import explaining
 
 SAMPLE = 24  # tensors of a tower that are compared: enough to see that it moved
 
@@ -21,8 +22,8 @@ def parameter_unchanged(run: Run, *, cap: float = log(100)) -> Iterator[Finding]
     parameter whose gradients Adam's state proves.
     Benign: a tower that is frozen with its head; a temperature that is fixed everywhere, or rests at its cap; a
     learning rate of zero, or one below the rounding of the stored type (a 16-bit export hides small steps).
-    Fix: if Adam's state shows gradients, build the optimizer after the parameter (assigning a new nn.Parameter orphans
-    the old one); otherwise see what explains this finding.
+    Fix: build the optimizer after the last parameter is made, for assigning a new nn.Parameter orphans the old one.
+    Where Adam's state shows no gradients, mend what explains this finding first.
     Sources: pytorch.org, torch.optim ("construct the optimizer after moving the model"); fastai/fastai#2133.
     """
     now = run.checkpoint
@@ -40,7 +41,8 @@ def parameter_unchanged(run: Run, *, cap: float = log(100)) -> Iterator[Finding]
         if not _same(run, before, name) or _hidden(run, tensor) or name in resting:
             continue
         yield Finding(
-            message=f"{name} is bit-identical at step {now.step} and in {before.path}, while its peers moved.",
+            message=f"{name} is bit-identical at step {now.step} and in {before.path}, while its peers moved: "
+            f"its {tensor.size:,} values don't train.",
             where=name,
             evidence=(
                 Evidence(
@@ -52,7 +54,7 @@ def parameter_unchanged(run: Run, *, cap: float = log(100)) -> Iterator[Finding]
                     step=now.step,
                 ),
             ),
-            explained_by=("FGD102", "FGD103", "FGD106"),
+            explained_by=explaining("FGD104"),
         )
 
 

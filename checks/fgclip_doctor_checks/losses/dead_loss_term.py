@@ -6,6 +6,7 @@ from math import exp
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
 from fgclip_doctor.run import Series
 from fgclip_doctor.sums import Sum, decompose, parts_of, total_of
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD507", "dead-loss-term", Severity.WARNING)
@@ -116,4 +117,4 @@ def _left_out(found: Sum, share: float) -> Iterator[Finding]:
 
 def _finding(one: Series, message: str, name: str, value: float, expected: float | str, why: str) -> Finding:
     evidence = Evidence(name=name, value=value, expected=expected, why=why, source=str(one.source))
-    return Finding(message=message, where=one.name, evidence=(evidence,), explained_by=("FGD101", "FGD506"))
+    return Finding(message=message, where=one.name, evidence=(evidence,), explained_by=explaining("FGD507"))

@@ -7,8 +7,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theo
 from fgclip_doctor.chance import Reading, read, supervised
 from fgclip_doctor.progress import bank_jump
 from fgclip_doctor.terms import Term, falling, logged_beside, terms
-
-CAUSES = ("FGD101", "FGD102", "FGD103", "FGD104", "FGD105", "FGD106", "FGD107", "FGD701", "FGD702", "FGD703")
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD501", "loss-at-chance", Severity.ERROR)
@@ -31,9 +30,10 @@ def loss_at_chance(
     Benign: The start of a run. A value that only meets ln N of some other count: where gathered or bank candidates are
         possible, the most that there may be are taken. Totals of several terms, weighted terms; label smoothing at a
         scale at which confident pairs may cost more than ln N.
-    Fix: Unaligned: look for weights that never loaded, gradients that never arrive. Opposed: pair images and captions
-        anew, and look for a shuffle or a sort of one side alone. Collapsed: a learning rate too high, a scale near 0, a
-        target that doesn't point at the positive. More accumulation or a higher scale cure none of them.
+    Fix: Look first for weights that never loaded and gradients that never arrive, if unaligned. If opposed, pair images
+        and captions anew: one side alone was shuffled or sorted. If collapsed, lower the learning rate, and see that
+        the target points at the positive. More accumulation or a higher scale cure none of them: on unaligned features
+        a higher scale only multiplies the noise.
     Sources: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding" (log N);
         mlfoundations/open_clip#17 (constantly at 4.8, which is ln 128); HobbitLong/SupContrast#42 (6.920 with 64
         samples, ln 127 / 0.7); fgclip_doctor.theory derives the levels.
@@ -113,7 +113,7 @@ def _finding(term: Term, reading: Reading) -> Finding:
         f"{log2(term.candidates):.1f} bits.",
         where=term.series.name,
         evidence=tuple(evidence),
-        explained_by=(*CAUSES, "FGD404") if reading.state == "opposed" else CAUSES,
+        explained_by=explaining("FGD501", term.name, reading.state),
     )
 
 

@@ -7,6 +7,7 @@ from math import inf, log, sqrt
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics, theory
 from fgclip_doctor.events import between
 from fgclip_doctor.progress import Course, courses, shift_of_null
+from fgclip_doctor_checks.causes import explaining
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def loss_diverges(run: Run, *, lost: float = 0.5, least: float = 0.5, errors: fl
                     step=found.half,
                 ),
             ),
-            explained_by=("FGD111", "FGD109", "FGD301", "FGD406", "FGD404", "FGD203"),
+            explained_by=explaining("FGD505", where=course.series.name),
         )
     if not judged:
         raise Missing("the losses that were logged have too few values")

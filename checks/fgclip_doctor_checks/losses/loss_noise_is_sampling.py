@@ -6,6 +6,7 @@ from math import sqrt
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
 from fgclip_doctor.progress import courses, stretch
 from fgclip_doctor.terms import falling
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD504", "loss-noise-is-sampling", Severity.INFO)
@@ -60,6 +61,7 @@ def loss_noise_is_sampling(run: Run, *, least: float = 0.3, points: int = 5) -> 
                     source=str(term.series.source),
                 ),
             ),
+            explained_by=explaining("FGD504", where=term.series.name),
         )
     if not judged:
         raise Missing("no loss was logged with known candidates and scale, and often enough")

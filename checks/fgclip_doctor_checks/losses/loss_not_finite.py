@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.run import Series, Tensor
+from fgclip_doctor_checks.causes import explaining
 
 MASK = re.compile(r"mask", re.IGNORECASE)  # attention masks hold -inf on purpose
 
@@ -33,7 +34,8 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
         count = sum(one.statistics.nans + one.statistics.infs for one in broken)
         names = ", ".join(one.name for one in broken[:3])
         yield Finding(
-            message=f"{len(broken)} of {len(run.tensors)} tensors hold values that are not finite, {count} in all.",
+            message=f"{len(broken)} of {len(run.tensors)} tensors hold values that are not finite, {count} in all: "
+            "what they had learnt is lost.",
             where=names if len(broken) <= 3 else f"{names} and {len(broken) - 3} more",
             evidence=tuple(
                 Evidence(
@@ -45,6 +47,7 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
                 )
                 for one in broken[:3]
             ),
+            explained_by=explaining("FGD506"),
         )
     norms = run.series.get("grad_norm")
     for role, name in run.roles.items():
@@ -58,7 +61,8 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
         if hidden or not np.isfinite(last).any():
             shown = "is logged as 0.0 beside a gradient norm that is not finite" if hidden else "is not finite"
             yield Finding(
-                message=f"{name} {shown} in the last {len(last)} of its records, up to step {series.steps[-1]}.",
+                message=f"{name} {shown} in the last {len(last)} of its records, up to step {series.steps[-1]}: these "
+                "steps are wasted, and with NaN in the weights so is every later one.",
                 where=name,
                 evidence=(
                     Evidence(
@@ -70,6 +74,7 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
                         step=int(series.steps[-1]),
                     ),
                 ),
+                explained_by=explaining("FGD506"),
             )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
 from fgclip_doctor.events import steps_per_epoch
 from fgclip_doctor.progress import Course, courses, stretch
+from fgclip_doctor_checks.causes import explaining
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +49,7 @@ def loss_oscillates(
                 message=f"The {course.name} loss {found[0]}, from step {steps[0]} to {steps[-1]}.",
                 where=course.series.name,
                 evidence=(found[1],),
-                explained_by=("FGD107", "FGD109", "FGD301", "FGD405"),
+                explained_by=explaining("FGD503", where=course.series.name),
             )
     if not judged:
         raise Missing(f"no loss was logged {points} times since the warmup and since the last thing that happened")

@@ -6,6 +6,7 @@ from math import log2, sqrt
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theory
 from fgclip_doctor.events import learning_rate
 from fgclip_doctor.progress import candidates_at, courses, stretch
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD508", "loss-plateau", Severity.INFO)
@@ -60,7 +61,7 @@ def loss_plateau(
                     step=int(at[0]),
                 ),
             ),
-            explained_by=("FGD602", "FGD601", "FGD107", "FGD103"),
+            explained_by=explaining("FGD508"),
         )
     if not judged:
         raise Missing(f"no loss with known candidates was logged over {2 * steps} steps in which nothing happened")

@@ -6,6 +6,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.events import between
 from fgclip_doctor.progress import rise, shift_of_null
 from fgclip_doctor.terms import terms
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD502", "yardstick-moved", Severity.INFO)
@@ -69,6 +70,7 @@ def yardstick_moved(run: Run, *, agreement: float = 0.2, points: int = 5) -> Ite
                     step=jump.index,
                 ),
             ),
+            explained_by=explaining("FGD502", where=term.series.name),
         )
     if not judged:
         raise Missing("; ".join(dict.fromkeys(reasons)))

@@ -6,6 +6,7 @@ from math import exp, log
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.events import learning_rate, log_scale, scales
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space, sigmoid
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD301", "logit-scale-above-cap", Severity.WARNING)
@@ -48,6 +49,7 @@ def logit_scale_above_cap(run: Run, *, cap: float = log(100)) -> Iterator[Findin
                         step=run.checkpoint.step,
                     ),
                 ),
+                explained_by=explaining("FGD301", where=scale.tensor.name),
             )
 
 
@@ -77,4 +79,5 @@ def _by_log(run: Run, cap: float) -> Iterator[Finding]:
                         step=int(series.steps[-1]),
                     ),
                 ),
+                explained_by=explaining("FGD301", where=series.name),
             )

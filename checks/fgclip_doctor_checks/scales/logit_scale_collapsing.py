@@ -8,6 +8,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dyna
 from fgclip_doctor.events import log_scale, scales
 from fgclip_doctor.provenance import in_log_space, sigmoid
 from fgclip_doctor.terms import Term, terms
+from fgclip_doctor_checks.causes import explaining
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,7 @@ def logit_scale_collapsing(run: Run, *, low: float = 5.0, fall: float = 2.0, nea
                     step=int(steps[-1]),
                 ),
             ),
-            explained_by=("FGD501", "FGD702", "FGD701"),
+            explained_by=explaining("FGD304"),
         )
 
 

@@ -8,6 +8,7 @@ from fgclip_doctor.events import learning_rate, log_scale, scales
 from fgclip_doctor.parts import branch_runs, named, without_gradient
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space
 from fgclip_doctor.run import Scale
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD303", "logit-scale-frozen", Severity.WARNING)
@@ -33,23 +34,23 @@ def logit_scale_frozen(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
             continue
         if (stuck := _stuck(run, scale)) is None:
             continue
-        reason, evidence, code = stuck
+        reason, evidence, case = stuck
         yield Finding(
             message=f"{scale.tensor.name} can't move from {scale.last:.6g}: {reason}.",
             where=scale.tensor.name,
             evidence=(evidence,),
-            explained_by=(code,),
+            explained_by=explaining("FGD303", case),
         )
 
 
 def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
-    """Why a scale can't move, the number that shows it, and the code of its cause; None if nothing holds it."""
+    """Why a scale can't move, the number that shows it, and the case among its causes; None if nothing holds it."""
     optimizer, tensor = named(run), scale.tensor
     if not optimizer.may_hold(tensor.name):
         if not any(optimizer.may_hold(head.name) for _, head in run.heads()):
             return None
         evidence = Evidence(name="groups that hold it", value=0, expected=1, source=str(optimizer.source))
-        return "it is in no group of the optimizer (frozen, or left out)", evidence, "FGD102"
+        return "it is in no group of the optimizer (frozen, or left out)", evidence, "not-held"
     index = optimizer.index_of(tensor.name)
     if index is None:
         return None
@@ -57,10 +58,10 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
     where = f"{optimizer.source}: state[{index}]"
     if group.initial_lr == 0:
         evidence = Evidence(name="learning rate", value=0.0, expected="over 0", source=str(optimizer.source))
-        return "the learning rate of its group is 0", evidence, "FGD107"
+        return "the learning rate of its group is 0", evidence, "rate-zero"
     if optimizer.states and without_gradient(optimizer, index) and branch_runs(run, scale.role):
         evidence = Evidence(name="second moment", value=0.0, expected="over 0", why="of Adam's state", source=where)
-        return "no gradient has ever reached it", evidence, "FGD103"
+        return "no gradient has ever reached it", evidence, "no-gradient"
     if tensor.dtype not in ("bfloat16", "float16") or state is None or state.exp_avg is None:
         return None
     moved = drift(run, tensor.name)
@@ -71,7 +72,11 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
     evidence = Evidence(
         name="largest step", value=step, expected=f"over {least:.4g}", why=why, source=str(tensor.source)
     )
-    return f"its steps of at most {step:.2g} are under half an ulp of {tensor.dtype} ({least:.2g})", evidence, "FGD106"
+    return (
+        f"its steps of at most {step:.2g} are under half an ulp of {tensor.dtype} ({least:.2g})",
+        evidence,
+        "rounding",
+    )
 
 
 def _by_log(run: Run, cap: float) -> Iterator[Finding]:
@@ -109,5 +114,5 @@ def _by_log(run: Run, cap: float) -> Iterator[Finding]:
                     source=source,
                 ),
             ),
-            explained_by=("FGD106",),
+            explained_by=explaining("FGD303", "rounding"),
         )

@@ -7,6 +7,7 @@ from fgclip_doctor import Evidence, Finding, Run, Severity, check
 from fgclip_doctor.events import learning_rate, log_scale, scales
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space, origin, sigmoid
 from fgclip_doctor.run import Checkpoint, Missing, Scale
+from fgclip_doctor_checks.causes import explaining
 
 SCRATCH, TRAINED, SIGMOID = log(1 / 0.07), log(100), log(10)
 YOUNG = log(1.5)  # a model whose scale has grown by less since its start is no finished CLIP
@@ -60,6 +61,7 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
                     step=first.step,
                 ),
             ),
+            explained_by=explaining("FGD302", where=scale.tensor.name),
         )
     if not judged:
         raise Missing(reasons[0])
@@ -142,4 +144,5 @@ def _by_log(run: Run, widest: float) -> Iterator[Finding]:
                         step=step,
                     ),
                 ),
+                explained_by=explaining("FGD302", where=series.name),
             )

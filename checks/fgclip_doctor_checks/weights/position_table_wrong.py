@@ -67,7 +67,7 @@ def _finding(name: str, message: str, value: float, table: Tensor) -> Finding:
         why="of the last half of the table" if twice else f"of the rows beyond the shared ones, of {table.shape[0]}",
         source=str(table.source),
     )
-    return Finding(message=f"{message}.", where=name, evidence=(evidence,))
+    return Finding(message=f"{message}: what it knew of these positions is lost.", where=name, evidence=(evidence,))
 
 
 def _used(run: Run, name: str, kept: int) -> bool | None:

@@ -35,7 +35,7 @@ def projection_transposed(run: Run, *, closer: float = 0.5) -> Iterator[Finding]
         if wrong < closer * right and _distance(reference, reference.T) > 0.1 and wrong < 0.5:
             yield Finding(
                 message=f"{tensor.name} is {wrong:.2g} from the transpose of {what} and {right:.2g} from that itself "
-                "(in its norm): one of them was loaded without its transpose.",
+                "(in its norm): one of them was loaded without its transpose, and the alignment it had learnt is lost.",
                 where=tensor.name,
                 evidence=(
                     Evidence(

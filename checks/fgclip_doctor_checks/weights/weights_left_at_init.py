@@ -10,6 +10,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.parts import ADAPTER, ELDER, FLOATS, modality
 from fgclip_doctor.provenance import Randomness, drift, from_one, gains, origin, randomness_of
 from fgclip_doctor.run import Tensor
+from fgclip_doctor_checks.causes import explaining
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block
 BLOCK = re.compile(r"^(.*\.\d+)\.")
@@ -71,10 +72,10 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
         where = kind if len(names) > 1 else names[0]
         branch = ELDER.keys() & {role for role, head in run.heads() if head.name in names}
         yield Finding(
-            message=f"{what} still as initialised, {why}.",
+            message=f"{what} still as initialised, {why}: what they should have learnt before is lost.",
             where=where,
             evidence=(top,),
-            explained_by=("FGD706",) if branch else (),
+            explained_by=explaining("FGD701", *("branch",) * bool(branch)),
         )
     for gain in _norms(run):
         spread = Evidence(
@@ -84,7 +85,11 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
             why="it is 1 throughout and its bias 0, where the other norms are not",
             source=str(gain.source),
         )
-        yield Finding(message=f"{gain.name} is still as initialised.", where=gain.name, evidence=(spread,))
+        yield Finding(
+            message=f"{gain.name} is still as initialised: what it should have learnt before is lost.",
+            where=gain.name,
+            evidence=(spread,),
+        )
 
 
 def _matrices(run: Run) -> Iterator[Tensor]:

@@ -54,7 +54,7 @@ def _finding(
 ) -> Finding:
     return Finding(
         message=f"{name} was made anew from {source} after {before.path}: it is {from_made:.2g} from what start-up "
-        f"code makes of those weights, and {walked:.2g} from what it had learnt.",
+        f"code makes of those weights, and {walked:.2g} from what it had learnt, which is lost.",
         where=name,
         evidence=(
             Evidence(
