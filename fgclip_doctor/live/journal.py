@@ -36,7 +36,7 @@ class Journal:
 
     def write(self, kind: str, **fields: Any) -> None:
         """Raises `OSError` if the disk is full or the file can't be written."""
-        if os.getpid() != self.pid:
+        if self.foreign:
             return
         line = json.dumps({"kind": kind, **_finite(fields)}, separators=(",", ":"), allow_nan=False) + "\n"
         if self.size and self.size + len(line) > self.max_bytes:
@@ -46,6 +46,11 @@ class Journal:
         self.file.write(line)
         self.file.flush()
         self.size += len(line)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this is a forked child of the process that records, as a worker of a DataLoader is."""
+        return os.getpid() != self.pid
 
     def close(self) -> None:
         self.file.close()

@@ -138,8 +138,10 @@ def _twins(logits: Tensor, positive: Tensor, share: Tensor) -> Tensor:
     exact = 4e-6 * positive.abs().clamp(min=1)  # of float32: two products of the same vectors, summed differently
     same = ((logits - positive[:, None]).abs() <= exact[:, None]).sum(dim=1) > 1  # (anchors,)
     usable = logits[:, 1:].isfinite()
-    equal = ((logits[:, 1:] == logits[:, :-1]) & usable).sum() / usable.sum().clamp(min=1)
-    return torch.where(equal > 2e-3, torch.nan, (same * share).sum())
+    equal = (logits[:, 1:] == logits[:, :-1]) & usable
+    equal &= ~equal.all(dim=0)  # a candidate that is there twice is so for every anchor
+    coarse = equal.sum() / usable.sum().clamp(min=1)
+    return torch.where(coarse > 2e-3, torch.nan, (same * share).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +258,8 @@ _KNOWN: dict[tuple[CodeType, int, CodeType | None, int], str] = {}
 
 def _place() -> str:
     """The file and line that computed the loss, and the line that called for it: ``losses.py:12 < train.py:88``."""
-    inner = _outside(sys._getframe(2))
-    outer = _outside(inner.f_back) if inner else None
+    inner = outside(sys._getframe(2))
+    outer = outside(inner.f_back) if inner else None
     if inner is None:
         return "?"
     key = (inner.f_code, inner.f_lineno, outer.f_code if outer else None, outer.f_lineno if outer else 0)
@@ -270,7 +272,7 @@ def _place() -> str:
     return _KNOWN[key]
 
 
-def _outside(frame: FrameType | None) -> FrameType | None:
+def outside(frame: FrameType | None) -> FrameType | None:
     """The first frame from `frame` outwards that is neither torch's nor ours."""
     while frame is not None and frame.f_code.co_filename.startswith(LIBRARIES):
         frame = frame.f_back

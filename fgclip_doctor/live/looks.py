@@ -1,0 +1,154 @@
+"""One look at a step of the optimizer: gradients before it, and what it made of parameters, scales and banks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fgclip_doctor.live.fetch import Fetcher
+from fgclip_doctor.live.subject import SCALARS, Subject, dtype, held, is_plain, local, part, rank_and_world, sample
+
+ROWS_BYTES = 1 << 20  # of a bank that are written down, and how often at most: at each doubling of the step
+
+Write = Callable[..., None]  # a kind of record, and its fields
+
+
+class Looks:
+    """Asks for values on the device, and writes them down when they have arrived."""
+
+    def __init__(self, subject: Subject, fetcher: Fetcher, write: Write) -> None:
+        self.subject = subject
+        self.fetcher = fetcher
+        self.write = write
+        self.before: list[tuple[str, Tensor]] = []  # sampled values before the step
+        self.next_rows = 1
+        self.rows_at = -1
+        self.structure = ""
+
+    def describe(self, step: int) -> None:
+        """The parameters, groups and buffers: at the start, and again where they have changed."""
+        optimizers = self.subject.optimizers
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        place = {id(one): index for index, group in enumerate(groups) for one in group["params"]}
+        parameters = [
+            [name, list(one.shape), dtype(one), one.requires_grad, place.get(id(one))]
+            for name, one in self.subject.parameters.items()
+        ]
+        buffers = [[name, list(one.shape), dtype(one)] for name, one in self.subject.buffers()]
+        structure = repr((parameters, buffers))
+        if structure != self.structure:
+            self.structure = structure
+            options = [{key: v for key, v in group.items() if key != "params" and is_plain(v)} for group in groups]
+            self.write("model", step=step, parameters=parameters, buffers=buffers, groups=options)
+
+    def gradients(self, optimizer: Optimizer, step: int, *, early: bool) -> None:
+        """Of what an optimizer is about to update. `early`: those without any are named, too."""
+        subject = self.subject
+        named = [(n, local(p.grad)) for n, p in subject.parameters_of(optimizer).items() if p.grad is not None]
+        if not named:
+            return
+        names = [name for name, _ in named]
+        newly = subject.unreached.intersection(names)
+
+        def arrived(values: list[float]) -> None:
+            squares: dict[str, float] = {}
+            for name, value in zip(names, values, strict=True):
+                squares[part(name)] = squares.get(part(name), 0.0) + value * value
+            reached = [name for name, value in zip(names, values, strict=True) if name in newly and value != 0]
+            subject.unreached.difference_update(reached)
+            norms = {name: square**0.5 for name, square in squares.items()}
+            zero = sorted(newly.difference(reached)) if early else []
+            self.write("gradients", step=step, norms=norms, reached=reached, zero=zero)
+
+        self.fetcher.take(torch._foreach_norm([gradient for _, gradient in named]), arrived)
+
+    def sample_before(self, optimizer: Optimizer) -> None:
+        own = set(map(id, held(optimizer)))
+        self.before = [
+            (name, sample(one).clone())
+            for name, one in self.subject.parameters.items()
+            if id(one) in own and one.grad is not None and one.numel() > 1
+        ]
+
+    def updates(self, step: int) -> None:
+        """How far the step moved each part, as a share of its size, at a sample of its values."""
+        known = self.subject.parameters
+        names = [name for name, _ in self.before if name in known]
+        if not names:
+            return
+        before = [values for name, values in self.before if name in known]
+        self.before = []
+        moved = torch._foreach_norm(torch._foreach_sub([sample(known[name]) for name in names], before))
+        sizes = torch._foreach_norm(before)
+        split = self.subject.is_split
+
+        def arrived(values: list[float]) -> None:
+            parts: dict[str, list[float]] = {}
+            for place, name in enumerate(names):
+                sums = parts.setdefault(part(name), [0.0, 0.0])
+                sums[0] += values[place] ** 2
+                sums[1] += values[len(names) + place] ** 2
+            ratios = {name: (a / b) ** 0.5 for name, (a, b) in parts.items() if b}
+            still = [name for place, name in enumerate(names) if values[place] == 0]
+            digest = "" if split else hashlib.sha256(repr(values[len(names) :]).encode()).hexdigest()[:16]
+            self.write("updates", step=step, ratios=ratios, unmoved=still[:SCALARS], digest=digest)
+
+        self.fetcher.take([*moved, *sizes], arrived)
+
+    def scalars(self, step: int) -> None:
+        """Scales, pointers, flags and counters: parameters and buffers of one element, and plain numbers of modules."""
+        small = [
+            (name, one)
+            for name, one in (*self.subject.parameters.items(), *self.subject.buffers())
+            if one.numel() == 1 and not name.endswith("num_batches_tracked")
+        ][:SCALARS]
+        plain = dict(self.subject.attributes())
+
+        def arrived(values: list[float]) -> None:
+            known = {name: value for (name, _), value in zip(small, values, strict=True)}
+            self.write("scalars", step=step, values=known | plain)
+
+        if small:
+            self.fetcher.take([local(one).reshape(()) for _, one in small], arrived)
+        elif plain:
+            arrived([])
+
+    def banks(self, step: int) -> None:
+        """The rows at each doubling of the step; of several ranks, what tells whether all hold the same, each time."""
+        if rank_and_world()[1] > 1:
+            for name, bank in self.subject.banks():
+                self._digest(name, bank, step)
+        if step >= self.next_rows:
+            self.next_rows = 2 * step
+            self.rows(step)
+
+    def rows(self, step: int) -> None:
+        """The rows of all banks that aren't too large, unless they were written at this step already."""
+        if self.rows_at == step:
+            return
+        self.rows_at = step
+        for name, bank in self.subject.banks():
+            if bank.numel() * 4 <= ROWS_BYTES:
+                self._rows(name, bank, step)
+
+    def _digest(self, name: str, bank: Tensor, step: int) -> None:
+        def arrived(values: Tensor) -> None:
+            digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+            self.write("digest", step=step, values={name: digest})
+
+        self.fetcher.copy(sample(bank), arrived)
+
+    def _rows(self, name: str, bank: Tensor, step: int) -> None:
+        about: dict[str, Any] = {"name": name, "shape": list(bank.shape), "dtype": dtype(bank)}
+
+        def arrived(values: Tensor) -> None:
+            data = base64.b64encode(values.numpy().tobytes()).decode("ascii")
+            self.write("rows", step=step, **about, data=data)
+
+        self.fetcher.copy(bank.detach().float().contiguous(), arrived)

@@ -1,0 +1,258 @@
+"""What is watched of a process: the model as it is called, its parameters by name, and who updates them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+SAMPLED = 4096  # values of a tensor that tell how far an update moved it
+SCALARS = 64  # small tensors and plain attributes that are followed, at most
+BESIDE = "beside the model"  # a parameter of no module, whose name is not known either
+
+
+class Gone(Exception):  # noqa: N818 - no error: the training has let go of what was watched
+    """The model is no more."""
+
+
+class Subject:
+    """Keeps nothing alive: a model that the training drops is freed, though it was watched."""
+
+    def __init__(
+        self,
+        models: Sequence[tuple[str, nn.Module]],
+        optimizers: Iterable[Optimizer],
+        beside: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        """`models`: the one whose calls are counted first, each with what its names begin with, as do `beside`, which
+        are parameters of none of them. `optimizers`: the one whose steps are counted first.
+        """
+        self._models = [(prefix, weakref.ref(model)) for prefix, model in models]
+        self._inner = weakref.ref(unwrapped(models[0][1]))
+        self._optimizers = [weakref.ref(one) for one in optimizers]
+        names = {
+            clean(f"{prefix}{name}"): parameter
+            for prefix, model in models
+            for name, parameter in model.named_parameters()
+        }
+        known = {id(one) for one in names.values()}
+        loose = {id(one): name for name, one in (beside or {}).items()}
+        for optimizer in self.optimizers:
+            for parameter in held(optimizer):
+                if id(parameter) not in known:
+                    known.add(id(parameter))
+                    names[loose.get(id(parameter), f"{BESIDE}.{len(names)}")] = parameter
+        self._parameters = {name: weakref.ref(parameter) for name, parameter in names.items()}
+        self.unreached = set(names)  # those that have not been seen with a gradient
+
+    @property
+    def model(self) -> nn.Module:
+        """The module whose calls are counted."""
+        return _there(self._models[0][1])
+
+    @property
+    def inner(self) -> nn.Module:
+        """The same without what wraps it."""
+        return _there(self._inner)
+
+    def is_model(self, module: nn.Module) -> bool:
+        return module is self._models[0][1]() or module is self._inner()
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those that are still there; the first is the one whose steps are counted."""
+        return [one for reference in self._optimizers if (one := reference()) is not None]
+
+    def add(self, optimizer: Optimizer) -> None:
+        if not any(one is optimizer for one in self.optimizers):
+            self._optimizers.append(weakref.ref(optimizer))
+
+    def count_steps_of(self, optimizer: Optimizer) -> None:
+        self._optimizers.sort(key=lambda reference: reference() is not optimizer)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: one for name, reference in self._parameters.items() if (one := reference()) is not None}
+
+    def parameters_of(self, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+        """What an optimizer updates; of the first one also what none does."""
+        every = self.optimizers
+        if len(every) == 1:
+            return self.parameters
+        own = set(map(id, held(optimizer)))
+        others = {id(one) for other in every if other is not optimizer for one in held(other)}
+        first = every[0] is optimizer
+        return {
+            name: one for name, one in self.parameters.items() if id(one) in own or (first and id(one) not in others)
+        }
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every module by its name; that of a model itself may be empty."""
+        for prefix, reference in self._models:
+            for name, module in _there(reference).named_modules():
+                yield clean(f"{prefix}{name}").removesuffix("."), module
+
+    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, reference in self._models:
+            for name, buffer in _there(reference).named_buffers():
+                yield clean(f"{prefix}{name}"), buffer
+
+    def banks(self) -> Iterator[tuple[str, Tensor]]:
+        """Buffers that may be a bank: matrices of floats."""
+        for name, buffer in self.buffers():
+            if buffer.dim() == 2 and buffer.is_floating_point() and min(buffer.shape) > 1:
+                yield name, buffer
+
+    def attributes(self) -> Iterator[tuple[str, float]]:
+        """Numbers and flags that modules keep as plain attributes: a bank's switch, a counter of forwards often are."""
+        found = 0
+        for name, module in self.modules():
+            if name.count(".") > 1 or type(module).__module__.startswith("torch."):
+                continue
+            for key, value in vars(module).items():
+                if isinstance(value, (bool, int, float)) and not key.startswith("_") and key != "training":
+                    found += 1
+                    if found > SCALARS:
+                        return
+                    yield f"{name}.{key}".strip("."), value
+
+    @property
+    def is_split(self) -> bool:
+        """Whether each rank holds only its own part of the parameters: FSDP, ZeRO-3, tensor parallelism."""
+        wrapped = any(type(one).__name__ == "FullyShardedDataParallel" for _, one in self.modules())
+        signs = ("to_local", "ds_id", "tensor_model_parallel")  # of a DTensor, of DeepSpeed, of Megatron
+        found = (getattr(one, sign, None) for one in self.parameters.values() for sign in signs)
+        return wrapped or any(one is not None and one is not False for one in found)
+
+
+def _there(reference: weakref.ref[nn.Module]) -> nn.Module:
+    model = reference()
+    if model is None:
+        raise Gone("the model that was watched is no more")
+    return model
+
+
+# --- finding it -----------------------------------------------------------------------------------------------------
+
+
+def found_for(optimizers: Sequence[Optimizer], frame: FrameType | None) -> Subject | None:
+    """The modules that hold what these optimizers update, the one with the most of it first; None where none does.
+
+    `frame` is where the training stands: its variables name modules and parameters that are in no other module.
+    """
+    ordered = sorted(optimizers, key=lambda one: -numbers_of(one))
+    missing = {id(one): one for optimizer in ordered[:1] for one in held(optimizer)}
+    chosen: list[nn.Module] = []
+    for root in roots_of(ordered[0]) if ordered else []:
+        own = missing.keys() & set(map(id, root.parameters()))
+        if own:
+            chosen.append(root)
+            missing = {key: one for key, one in missing.items() if key not in own}
+    if not chosen:
+        return None
+    variables = {id(value): name for scope in _scopes(frame) for name, value in scope.items()}
+    models = [("" if len(chosen) == 1 else f"{variables.get(id(root), type(root).__name__)}.", root) for root in chosen]
+    own = {id(one) for root in chosen for one in root.parameters()}
+    involved = [one for one in ordered if not own.isdisjoint(map(id, held(one)))]
+    beside = {variables[key]: one for key, one in missing.items() if key in variables}
+    return Subject(models, involved, beside)
+
+
+def _scopes(frame: FrameType | None) -> list[Mapping[str, object]]:
+    """The variables of a frame, the nearest ones last."""
+    return [frame.f_globals, frame.f_locals] if frame is not None else []
+
+
+def roots_of(optimizer: Optimizer) -> list[nn.Module]:
+    """The outermost modules that hold parameters of an optimizer, those with the most first, then the largest."""
+    wanted = set(map(id, held(optimizer)))
+    modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]  # a proxy's class may be a property
+    children = {id(child) for module in modules for child in module.children()}
+    roots = [module for module in modules if id(module) not in children]
+    shares = {id(root): len(wanted.intersection(map(id, root.parameters()))) for root in roots}
+    return sorted(
+        (root for root in roots if shares[id(root)]),
+        key=lambda root: (-shares[id(root)], -sum(1 for _ in root.modules())),
+    )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside `DistributedDataParallel`, `torch.compile` and their like."""
+    while True:
+        inside = model._modules.get("module") or model._modules.get("_orig_mod")
+        if inside is None or len(model._modules) != 1:
+            return model
+        model = inside
+
+
+def stepping(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that makes the updates: accelerate wraps it."""
+    while isinstance(inside := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inside
+    return optimizer
+
+
+# --- what is read off torch's objects -------------------------------------------------------------------------------
+
+
+def held(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [one for group in optimizer.param_groups for one in group["params"]]
+
+
+def numbers_of(optimizer: Optimizer) -> int:
+    return sum(one.numel() for one in held(optimizer))
+
+
+def clean(name: str) -> str:
+    """A name without what wrappers put into it: `DistributedDataParallel`, `torch.compile`, FSDP."""
+    parts = [part for part in name.split(".") if part not in ("module", "_orig_mod", "_fsdp_wrapped_module")]
+    return ".".join(part for part in parts if part != "_checkpoint_wrapped_module")
+
+
+def part(name: str) -> str:
+    """The part of the model that a parameter is of: its layer where it is in a stack of them, else its module."""
+    words = name.split(".")
+    for place, word in enumerate(words):
+        if word.isdecimal():
+            return ".".join(words[: place + 1])
+    return ".".join(words[:-1]) or name
+
+
+def dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor; dense, for a norm."""
+    tensor = tensor.detach()
+    whole = getattr(tensor, "to_local", None)  # of a DTensor
+    if whole is not None:
+        tensor = whole()
+    return tensor.coalesce().values() if tensor.is_sparse else tensor
+
+
+def sample(parameter: Tensor) -> Tensor:
+    """Up to `SAMPLED` values, evenly spread, in float32: a view where it can be one."""
+    flat = local(parameter).reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].float()
+
+
+def is_plain(value: object) -> bool:
+    numbers = (int, float, str, bool, type(None))
+    return isinstance(value, numbers) or (
+        isinstance(value, (list, tuple)) and all(isinstance(v, numbers) for v in value)
+    )
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process among those of the training: as torch.distributed has it, else as the launcher said."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    environment: Mapping[str, str] = os.environ
+    return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
