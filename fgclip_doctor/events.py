@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 RATE = re.compile(r"(?:.*[/_.])?(?:lr|learning_rate)(?:[-_/.].*)?", re.IGNORECASE)
 SCALE = re.compile(r"(?:.*[/_.])?\w*logit_?scale\w*|(?:.*[/_.])?(?:log_?)?(?:temp|temperature|tau)", re.IGNORECASE)
+ABOUT = re.compile(r"grad|norm\b|ratio|update|\blr\b|learning.rate", re.IGNORECASE)
 BANK = re.compile(r"bank|queue|xbm", re.IGNORECASE)
 RAW = log(1000)  # a logged scale over this is exp(logit_scale) itself
 LEVELS = 0.25  # of the candidates: a smaller change moves a loss by less than its noise
@@ -71,8 +72,9 @@ def log_scale(series: Series) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 def scales(run: Run) -> list[Series]:
-    """The logged scales."""
-    return [one.standing for name, one in run.series.items() if SCALE.fullmatch(name) and len(one.values)]
+    """The logged scales, and not what was logged of their gradients and updates."""
+    named = [name for name in run.series if SCALE.fullmatch(name) and not ABOUT.search(name)]
+    return [run.series[name].standing for name in named if len(run.series[name].values)]
 
 
 def _planned(run: Run) -> Iterator[Event]:

@@ -343,6 +343,7 @@ class Run:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was chosen while reading, where there was a choice
     recording: Recording | None = None
+    repeated: Recording | None = None  # of the same command, started a second time
     plan: Plan = field(default_factory=Plan)
     data: Annotations | None = None
 

@@ -36,9 +36,12 @@ def start_recorder() -> None:
 class Command:
     """A command under way. Its input, output and errors are the terminal's, as ever."""
 
-    def __init__(self, command: Sequence[str], directory: Path, **streams: Any) -> None:
-        """Raises `OSError` if there is no such command."""
-        self.process = subprocess.Popen(list(command), env=environment(directory, os.environ), **streams)  # noqa: S603
+    def __init__(
+        self, command: Sequence[str], directory: Path, *, variables: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
+        """`options` are those of `subprocess.Popen`. Raises `OSError` if there is no such command."""
+        own = environment(directory, {**os.environ, **(variables or {})})
+        self.process = subprocess.Popen(list(command), env=own, **options)  # noqa: S603
 
     def running(self, wait: float) -> bool:
         """Whether it still runs, after at most `wait` seconds."""

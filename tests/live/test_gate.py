@@ -1,0 +1,154 @@
+"""The gate runs the first steps of a real command, judges them, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fgclip_doctor.live.gate import left_behind
+
+TRAINING = """
+import sys, time
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+torch.set_num_threads(1)
+torch.manual_seed(0 if "--seeded" in sys.argv else None or int(time.time() * 1e6) % 2**31)
+
+
+class Towers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image_encoder = nn.Linear(16, 8)
+        self.text_encoder = nn.Linear(16, 8)
+        self.visual_projection = nn.Linear(8, 8, bias=False)
+        self.text_projection = nn.Linear(8, 8, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))
+
+    def forward(self, images, texts):
+        text_features = self.text_projection(self.text_encoder(texts))
+        if "--detached" in sys.argv:
+            text_features = text_features.detach()
+        image_features = F.normalize(self.visual_projection(self.image_encoder(images)), dim=-1)
+        logits = self.logit_scale.exp() * image_features @ F.normalize(text_features, dim=-1).T
+        return F.cross_entropy(logits, torch.arange(len(images)))
+
+
+model = Towers()
+if "--ranks" in sys.argv:
+    torch.distributed.init_process_group("gloo")
+    called = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+else:
+    called = model
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+for step in range(1_000_000):
+    pairs = torch.randn(8, 16)
+    called(pairs, pairs + 0.1 * torch.randn(8, 16)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    print("step", step, flush=True)
+    if "--stuck" in sys.argv and step == 3:
+        signal = __import__("signal")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    script = tmp_path / "train.py"
+    script.write_text(TRAINING)
+    return script
+
+
+def gate(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fgclip_doctor", "gate", "--record", str(tmp_path / "rec"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+
+def report(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """Exit code, and findings at warning or above by code."""
+    done = gate(tmp_path, "--format", "json", *arguments)
+    assert done.stdout, done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    return done.returncode, {one["code"]: one for one in findings if one["severity"] != "info"}
+
+
+def test_a_sound_command_passes_and_nothing_of_it_is_left(tmp_path: Path, training: Path) -> None:
+    assert report(tmp_path, "--steps", "12", "--", sys.executable, str(training)) == (0, {})
+    assert left_behind(tmp_path / "rec") == []
+
+
+def test_a_tower_without_a_gradient_fails_the_gate(tmp_path: Path, training: Path) -> None:
+    code, found = report(tmp_path, "--steps", "12", "--", sys.executable, str(training), "--detached")
+    assert code == 1
+    assert "text_projection" in found["FGD103"]["where"]
+
+
+@pytest.mark.parametrize(("seeded", "expected"), [("--seeded", set()), ("--unseeded", {"FGD407"})])
+def test_a_repeat_agrees_where_the_seed_is_set(tmp_path: Path, training: Path, seeded: str, expected: set[str]) -> None:
+    _, found = report(tmp_path, "--steps", "4", "--repeat", "--", sys.executable, str(training), seeded)
+    assert set(found) == expected
+
+
+def test_two_ranks_leave_no_process_behind(tmp_path: Path, training: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(training)]
+    assert report(tmp_path, "--steps", "6", "--", *command, "--ranks", "--seeded") == (0, {})
+    assert left_behind(tmp_path / "rec") == []
+
+
+def test_a_command_that_ignores_signals_is_ended_and_so_is_one_that_takes_too_long(
+    tmp_path: Path, training: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgclip_doctor.live.gate.PATIENCE", (0.5, 0.5, 5.0))
+    from fgclip_doctor.live.gate import run_steps
+
+    outcome = run_steps([sys.executable, str(training), "--stuck"], tmp_path / "rec", steps=50, max_time=12)
+    assert (outcome.reason, outcome.step >= 3) == ("time", True)
+    assert left_behind(tmp_path / "rec") == []
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_gate_that_is_stopped_takes_its_command_along(
+    tmp_path: Path, training: Path, number: signal.Signals, expected: int
+) -> None:
+    command = [sys.executable, "-m", "fgclip_doctor", "gate", "--record", "rec", "--steps", "100000", "--"]
+    running = subprocess.Popen([*command, sys.executable, str(training)], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not list((tmp_path / "rec").glob("rank-*")) and time.monotonic() < until:
+        time.sleep(0.1)
+    os.kill(running.pid, number)
+    assert running.wait(40) == expected
+    assert left_behind(tmp_path / "rec") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sh", "-c", "echo out of luck; exit 3"], "ended with 3 after 0 optimizer steps; it printed: out of luck"),
+        (["true"], "no optimizer step of torch was seen"),
+        (["no-such-command"], "no-such-command: No such file"),
+    ],
+)
+def test_what_can_not_be_judged_is_one_line_and_2(tmp_path: Path, words: list[str], said: str) -> None:
+    done = gate(tmp_path, "--", *words)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_arguments_alone_are_judged_without_running_anything(tmp_path: Path) -> None:
+    words = ["python", "train.py", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps=8"]
+    done = gate(tmp_path, "--config-only", "--fact", "scale=14.24", "--fact", "dimension=512", "--", *words)
+    assert "4 candidates" in done.stdout or "candidates" in done.stdout
+    assert not (tmp_path / "rec").exists()
