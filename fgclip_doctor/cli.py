@@ -135,6 +135,9 @@ def audit(
     data: Annotated[
         Path | None, typer.Option("--data", readable=False, help="What it is trained on: JSON of captions and regions.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", readable=False, help="A run that is known to be good: what differs?")
+    ] = None,
     fact: Facts = None,
     output_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TEXT,
     output: Annotated[
@@ -163,7 +166,10 @@ def audit(
     ] = False,
 ) -> None:
     """Say what a checkpoint or a run directory tells: each fault, its evidence, its cause and its fix."""
+    from dataclasses import replace
+
     from fgclip_doctor import policy
+    from fgclip_doctor.comparison import compare
     from fgclip_doctor.diagnosis import diagnose
     from fgclip_doctor.sources import annotation_file, cache, load
     from fgclip_doctor.sources.files import Unreadable
@@ -183,6 +189,10 @@ def audit(
                 _explain_logs(paths, to_stderr=output_format is not Format.TEXT)
             _read_weights(run)
             report = diagnose(run, checks, thresholds=config.thresholds, severities=config.severity)
+            if against:
+                good = load([against], base=base, facts=facts, roles=config.roles)
+                good_report = diagnose(good, checks, thresholds=config.thresholds, severities=config.severity)
+                report = replace(report, comparison=compare(run, report, good, good_report))
         report = policy.applied(report, set_aside=config.set_aside, baseline=accepted)
         if baseline and update_baseline:
             baseline.write_text(policy.baseline_of(report), encoding="utf-8")
@@ -290,6 +300,95 @@ def watch(
     if report is None:
         raise _fail(following.problem or f"{subject}: nothing to read")
     raise typer.Exit(report.exit_code(threshold))
+
+
+@app.command(
+    cls=WithCommand,
+    short_help="Judge a run before it is long: in CI, or ahead of a week.",
+    epilog=_examples(
+        "gate --steps 20 -- python train.py --lr 5e-6",
+        "gate --steps 20 --repeat --format github -- torchrun --nproc-per-node 2 train.py",
+        "gate checkpoints/ --baseline doctor-baseline.json --format junit --output doctor.xml",
+        "gate --config-only training_args.bin --fact scale=100 --fact dimension=512",
+    ),
+)
+def gate(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH...] [-- COMMAND...]", readable=False, help="What to judge.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps of the command to run.")] = 20,
+    max_time: Annotated[float, typer.Option("--max-time", min=1, help="Seconds after which it is ended.")] = 1800.0,
+    commands: Annotated[
+        list[str] | None, typer.Option("--command", help="One more command to run and judge, in quotes.")
+    ] = None,
+    repeat: Annotated[bool, typer.Option("--repeat", help="Run it twice: do the losses agree?")] = False,
+    config_only: Annotated[
+        bool, typer.Option("--config-only", help="Run nothing: judge and forecast from arguments and configurations.")
+    ] = False,
+    record: Annotated[Path | None, typer.Option("--record", readable=False, help="Where the recordings go.")] = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", readable=False, help="The weights that the run started from.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", readable=False, help="A run that is known to be good: what differs?")
+    ] = None,
+    fact: Facts = None,
+    output_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TEXT,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", readable=False, help="Write the report to this file.")
+    ] = None,
+    select: Select = None,
+    ignore: Ignore = None,
+    fail_on: Annotated[
+        str | None, typer.Option("--fail-on", help="Exit with 1 from here on: error (default), warning, info, never.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", readable=False, help="Findings that were there before: set aside.")
+    ] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Write what is found now to the baseline, and leave with 0.")
+    ] = False,
+    config_file: ConfigFile = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also list what passed and what was skipped.")
+    ] = False,
+) -> None:
+    """Judge paths as CI would, or run the first steps of a training command, end it cleanly, and judge those.
+
+    Its checkpoints and logs are left alone, and no process of it is left behind.
+    """
+    from fgclip_doctor import gating
+    from fgclip_doctor.run import Missing
+    from fgclip_doctor.sources.files import Unreadable
+
+    words = gating.commands(context.meta.get("command"), commands or [])
+    if not paths and not words:
+        raise _fail("gate takes a PATH, or -- and a command to run")
+    try:
+        config, checks = _settings(config_file, select, ignore)
+        threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
+        wanted = gating.Gate(
+            paths=tuple(paths or ()),
+            commands=words,
+            steps=steps,
+            max_time=max_time,
+            repeat=repeat,
+            config_only=config_only,
+            record=record,
+            base=base,
+            against=against,
+            facts={name: str(value) for name, value in config.facts.items()} | _facts(fact or []),
+            baseline=baseline,
+            update_baseline=update_baseline,
+        )
+        run, report = gating.judge(wanted, config, checks, say=lambda line: typer.echo(line, err=True))
+    except (ConfigError, RegistryError, Unreadable, Missing, OSError, gating.Failed) as error:
+        raise _fail(_words(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    _print(report, run, output_format, output, verbose=verbose, threshold=threshold, checks=checks)
+    raise typer.Exit(0 if update_baseline else report.exit_code(threshold))
 
 
 @app.command(

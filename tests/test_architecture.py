@@ -26,6 +26,7 @@ ORDER = (
     "events",
     "bank",
     "ranks",
+    "ring",
     "terms",
     "progress",
     "chance",
@@ -40,7 +41,7 @@ ORDER = (
     "diagnosis",
     "config",
 )
-AFTER = {"comparison", "policy", "sources", "reports", "live", "cli", "__main__", "demo", "forecast", "train_command"}
+AFTER = {"comparison", "gating", "policy", "sources", "reports", "live", "cli", "__main__", "demo", "forecast", "train_command"}
 OWN_WORLD = {"core", "training"}  # the model: `core` sees only itself, `training` only core
 
 
@@ -93,6 +94,7 @@ def test_checks_import_only_what_the_package_offers_them(file: Path) -> None:
         "events",
         "bank",
         "ranks",
+        "ring",
         "terms",
         "progress",
         "chance",

@@ -2,14 +2,21 @@
 
 from fgclip_doctor import Check
 from fgclip_doctor_checks.banks.bank_holds_noise import bank_holds_noise
+from fgclip_doctor_checks.banks.bank_holds_positives import bank_holds_positives
 from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
 from fgclip_doctor_checks.banks.bank_not_in_checkpoint import bank_not_in_checkpoint
+from fgclip_doctor_checks.banks.bank_rank_local import bank_rank_local
 from fgclip_doctor_checks.banks.bank_rows_not_unit import bank_rows_not_unit
+from fgclip_doctor_checks.banks.bank_stale import bank_stale
+from fgclip_doctor_checks.banks.bank_wraparound import bank_wraparound
 from fgclip_doctor_checks.causes import CAUSES
 from fgclip_doctor_checks.clocks.accumulation_adds_no_negatives import accumulation_adds_no_negatives
 from fgclip_doctor_checks.clocks.accumulation_loss_scaled import accumulation_loss_scaled
+from fgclip_doctor_checks.clocks.batch_changed_on_resume import batch_changed_on_resume
+from fgclip_doctor_checks.clocks.batch_not_as_configured import batch_not_as_configured
 from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
 from fgclip_doctor_checks.clocks.partial_resume import partial_resume
+from fgclip_doctor_checks.clocks.repeat_disagrees import repeat_disagrees
 from fgclip_doctor_checks.clocks.schedule_outruns_run import schedule_outruns_run
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
 from fgclip_doctor_checks.data.box_frame_wrong import box_frame_wrong
@@ -38,6 +45,10 @@ from fgclip_doctor_checks.losses.loss_not_finite import loss_not_finite
 from fgclip_doctor_checks.losses.loss_oscillates import loss_oscillates
 from fgclip_doctor_checks.losses.loss_plateau import loss_plateau
 from fgclip_doctor_checks.losses.yardstick_moved import yardstick_moved
+from fgclip_doctor_checks.ranks.gather_without_gradient import gather_without_gradient
+from fgclip_doctor_checks.ranks.negatives_local import negatives_local
+from fgclip_doctor_checks.ranks.rank_labels_wrong import rank_labels_wrong
+from fgclip_doctor_checks.ranks.ranks_diverge import ranks_diverge
 from fgclip_doctor_checks.scales.logit_scale_above_cap import logit_scale_above_cap
 from fgclip_doctor_checks.scales.logit_scale_collapsing import logit_scale_collapsing
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
@@ -48,6 +59,7 @@ from fgclip_doctor_checks.weights.head_copy_missing import head_copy_missing
 from fgclip_doctor_checks.weights.position_table_wrong import position_table_wrong
 from fgclip_doctor_checks.weights.projection_transposed import projection_transposed
 from fgclip_doctor_checks.weights.texts_pooled_at_start import texts_pooled_at_start
+from fgclip_doctor_checks.weights.weights_empty import weights_empty
 from fgclip_doctor_checks.weights.weights_left_at_init import weights_left_at_init
 from fgclip_doctor_checks.weights.weights_overwritten_at_start import weights_overwritten_at_start
 
@@ -70,6 +82,10 @@ CHECKS: tuple[Check, ...] = (
     bank_holds_noise,
     bank_not_in_checkpoint,
     bank_rows_not_unit,
+    bank_wraparound,
+    bank_holds_positives,
+    bank_stale,
+    bank_rank_local,
     logit_scale_above_cap,
     logit_scale_wrong_init,
     logit_scale_frozen,
@@ -81,6 +97,9 @@ CHECKS: tuple[Check, ...] = (
     accumulation_loss_scaled,
     schedule_outruns_run,
     partial_resume,
+    batch_not_as_configured,
+    batch_changed_on_resume,
+    repeat_disagrees,
     loss_at_chance,
     yardstick_moved,
     loss_oscillates,
@@ -102,4 +121,9 @@ CHECKS: tuple[Check, ...] = (
     position_table_wrong,
     head_copy_missing,
     texts_pooled_at_start,
+    weights_empty,
+    gather_without_gradient,
+    ranks_diverge,
+    rank_labels_wrong,
+    negatives_local,
 )
