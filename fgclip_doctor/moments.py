@@ -7,11 +7,13 @@ was clipped to a norm of c, its root is c at most.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
-from fgclip_doctor.run import Optimizer, OptimizerGroup
+from fgclip_doctor.findings import Evidence
+from fgclip_doctor.parts import modality, named, scales
+from fgclip_doctor.run import Missing, Optimizer, OptimizerGroup, Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,3 +60,53 @@ def alive_rows(optimizer: Optimizer, index: int) -> NDArray[np.bool_] | None:
     if state.exp_avg_sq.nbytes > LARGEST or not state.exp_avg_sq.statistics.finite:
         return None
     return np.asarray((state.exp_avg_sq.values() > 0).any(axis=1))
+
+
+def observations(run: Run) -> Iterator[Evidence]:
+    """How large the gradients of each part were, whether or not anything is wrong with them; and Adam's constants."""
+    optimizer = run.optimizer
+    whole = norm(optimizer, optimizer.indices)
+    if whole is None or not decoupled(optimizer):
+        raise Missing("Adam's state doesn't tell how large gradients were")
+    threshold, source = run.facts.get("max_grad_norm"), str(optimizer.source)
+    yield Evidence(
+        name="gradient norm given to the optimizer",
+        value=float(f"{whole:.4g}"),
+        expected=f"{threshold.value:g} at most" if threshold is not None and threshold.value else None,
+        why=f"root mean square, after clipping, by Adam's second moment{_by_part(run)}",
+        source=source,
+        step=run.step,
+    )
+    constants = {f"betas {group.options.get('betas')}, eps {group.options.get('eps')}" for group in optimizer.groups}
+    yield Evidence(
+        name="Adam's constants",
+        value="; ".join(sorted(constants)),
+        why="CLIP's for a ViT are 0.9, 0.98 and 1e-6 (Radford et al. 2021, table 19), PyTorch's 0.9, 0.999 and 1e-8",
+        source=source,
+    )
+    for index, names in optimizer.names.items():
+        rows = alive_rows(optimizer, index) if len(names) == 1 and "token_emb" in names[0] else None
+        if rows is not None and not rows.all():
+            yield Evidence(
+                name=f"rows of {names[0]} without a gradient",
+                value=f"{rows.size - int(rows.sum())} of {rows.size}",
+                why="tokens that don't occur in the captions, which is as it should be",
+                source=source,
+            )
+
+
+def _by_part(run: Run) -> str:
+    """The norms of the towers, of all heads and of all scales, as far as it is known which parameter is which."""
+    try:
+        optimizer = named(run)
+    except Missing:
+        return ""
+    heads = {tensor.name for _, tensor in run.heads()}
+    temperatures = {tensor.name for tensor in scales(run).values()}
+    parts: dict[str, list[int]] = {}
+    for index, names in optimizer.names.items():
+        side = f"{modality(names[0])} tower" if modality(names[0]) else "the rest"
+        part = "heads" if names[0] in heads else "scales" if names[0] in temperatures else side
+        parts.setdefault(part, []).append(index)
+    known = {part: square for part, indices in parts.items() if (square := norm(optimizer, indices)) is not None}
+    return ": " + ", ".join(f"{part} {one:.3g}" for part, one in sorted(known.items())) if known else ""

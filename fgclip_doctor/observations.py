@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from math import log2
 
-from fgclip_doctor import bank, theory
+from fgclip_doctor import bank, moments, theory
 from fgclip_doctor.findings import Evidence, Value
 from fgclip_doctor.run import Missing, Plan, Run, Tensor
 from fgclip_doctor.terms import terms
@@ -148,6 +148,7 @@ LOOKS: tuple[Callable[[Run], Iterable[Evidence]], ...] = (
     _bank_in_use,
     bank.observations,
     _trained,
+    moments.observations,
     _clock,
     _losses,
     _data,

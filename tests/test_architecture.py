@@ -99,6 +99,7 @@ def test_checks_import_only_what_the_package_offers_them(file: Path) -> None:
         "progress",
         "chance",
         "sums",
+        "moments",
         "parts",
         "provenance",
         "run",

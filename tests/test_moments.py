@@ -8,7 +8,7 @@ import torch
 
 from fgclip_doctor import moments
 from fgclip_doctor.run import Optimizer
-from tests.runs import group, optimizer, state
+from tests.runs import checkpoint, group, optimizer, run, state
 
 
 def trained(norms: list[float], *, clipped: float | None = None) -> Optimizer:
@@ -74,3 +74,19 @@ def test_rows_that_had_a_gradient() -> None:
 )
 def test_decay_inside_of_the_gradients(decay: float, options: dict[str, Any], expected: bool) -> None:
     assert moments.decoupled(optimizer([group(0, [0], weight_decay=decay, **options)])) is expected
+
+
+def test_what_is_observed() -> None:
+    """The parts' squares add up to the whole's, and rows without a gradient are counted."""
+    names = ["vision_model.fc.weight", "text_model.token_embedding.weight", "visual_projection.weight", "logit_scale"]
+    squares = [np.full((4, 8), 0.02), np.zeros((9, 4)), np.full((2, 2), 0.09), np.array(0.04)]
+    squares[1][:3] = 0.01
+    states = [state(index, 1, one, one) for index, one in enumerate(squares)]
+    held = optimizer([group(0, list(range(4)), betas=[0.9, 0.0], eps=1e-8)], states, dict(enumerate(names)))
+    weights = checkpoint(dict(zip(names, squares, strict=True)), 1, optimizer=held)
+    roles = {"head.image": names[2], "scale.global": names[3]}
+    norm, constants, rows = moments.observations(run(weights, facts={"max_grad_norm": 1.0}, roles=roles))
+    assert norm.value == pytest.approx(np.sqrt(0.64 + 0.12 + 0.36 + 0.04), rel=1e-3)
+    assert norm.why.endswith("heads 0.6, image tower 0.8, scales 0.2, text tower 0.346")
+    assert "eps 1e-08" in str(constants.value)
+    assert rows.value == "6 of 9"
