@@ -224,7 +224,7 @@ class _Scratch(threading.local):
         self.raw = np.empty(CHUNK_BYTES, np.uint8)
         self.codes = np.empty(CHUNK_ELEMENTS, np.intp)
         self.deviations = np.empty(CHUNK_ELEMENTS, np.float32)
-        self.bits = self.deviations.view(np.uint32)  # never needed at the same time
+        self.bits, self.rest = self.deviations.view(np.uint32), self.codes.view(np.uint32)  # not needed while those are
         self.flags = np.empty(CHUNK_ELEMENTS, np.bool_)
 
 
@@ -490,14 +490,17 @@ def _zeros_and_exact(chunk: NDArray[Any]) -> tuple[int, int, int]:
     if chunk.dtype == np.float64:
         narrow = chunk.astype(np.float32)
         chunk = narrow[narrow == chunk]
-    bits, flags = _scratch.bits[: chunk.size], _scratch.flags[: chunk.size]
     patterns = chunk.view(np.uint32)
-    np.bitwise_and(patterns, np.uint32(0x1FFF), out=bits)
-    np.equal(bits, np.uint32(0), out=flags)
-    magnitudes = (patterns if flags.all() else patterns[flags]) & np.uint32(0x7FFFFFFF)
-    bf16 = np.count_nonzero(magnitudes & np.uint32(0xFFFF) == 0)
-    normal = np.count_nonzero(magnitudes - np.uint32(HALF_NORMAL) < np.uint32(HALF_RANGE))
-    small = magnitudes[magnitudes < np.uint32(HALF_NORMAL)]
+    bits, rest, flags = (buffer[: chunk.size] for buffer in (_scratch.bits, _scratch.rest, _scratch.flags))
+    np.bitwise_and(patterns, np.uint32(0x1FFF), out=rest)
+    if not np.equal(rest, np.uint32(0), out=flags).all():
+        patterns = patterns[flags]
+        bits, rest, flags = (buffer[: patterns.size] for buffer in (bits, rest, flags))
+    magnitudes = np.bitwise_and(patterns, np.uint32(0x7FFFFFFF), out=bits)
+    bf16 = patterns.size - np.count_nonzero(np.bitwise_and(magnitudes, np.uint32(0xFFFF), out=rest))
+    np.subtract(magnitudes, np.uint32(HALF_NORMAL), out=rest)
+    normal = np.count_nonzero(np.less(rest, np.uint32(HALF_RANGE), out=flags))
+    small = magnitudes[np.less(magnitudes, np.uint32(HALF_NORMAL), out=flags)]
     zeros = np.count_nonzero(small == 0)
     subnormal = small[small >= np.uint32(HALF_TINIEST)].view(np.float32)
     multiples = np.ldexp(subnormal, 24)  # of the smallest float16 number
