@@ -111,6 +111,9 @@ Ignore = Annotated[
 Facts = Annotated[
     list[str] | None, typer.Option("--fact", metavar="NAME=VALUE", help="State what no file says, e.g. micro_batch=4.")
 ]
+Also = Annotated[
+    list[str] | None, typer.Option("--also", metavar="FORMAT=FILE", help="Write another format, too, to a file.")
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", readable=False, help="TOML file to use instead of pyproject.toml.")
 ]
@@ -143,6 +146,7 @@ def audit(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", readable=False, help="Write the report to this file.")
     ] = None,
+    also: Also = None,
     select: Select = None,
     ignore: Ignore = None,
     fail_on: Annotated[
@@ -198,7 +202,7 @@ def audit(
             baseline.write_text(policy.baseline_of(report), encoding="utf-8")
     except (ConfigError, RegistryError, Unreadable, OSError) as error:
         raise _fail(_words(error)) from None
-    _print(report, run, output_format, output, verbose=verbose, threshold=threshold, checks=checks)
+    _print(report, run, output_format, output, also or [], verbose=verbose, threshold=threshold, checks=checks)
     raise typer.Exit(0 if update_baseline else report.exit_code(threshold))
 
 
@@ -338,6 +342,7 @@ def gate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", readable=False, help="Write the report to this file.")
     ] = None,
+    also: Also = None,
     select: Select = None,
     ignore: Ignore = None,
     fail_on: Annotated[
@@ -387,7 +392,7 @@ def gate(
         raise _fail(_words(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    _print(report, run, output_format, output, verbose=verbose, threshold=threshold, checks=checks)
+    _print(report, run, output_format, output, also or [], verbose=verbose, threshold=threshold, checks=checks)
     raise typer.Exit(0 if update_baseline else report.exit_code(threshold))
 
 
@@ -573,11 +578,17 @@ def _print(
     run: Run,
     output_format: Format,
     output: Path | None,
+    also: list[str],
     *,
     verbose: bool,
     threshold: Severity | None,
     checks: list[Check],
 ) -> None:
+    for entry in also:
+        name, _, file = entry.partition("=")
+        if name not in list(Format) or not file:
+            raise _fail(f"--also takes FORMAT=FILE with one of {', '.join(Format)}, not {entry!r}")
+        _write(Path(file), _rendered(report, run, Format(name), verbose=verbose, threshold=threshold, checks=checks))
     if output_format is Format.TEXT and output is None and sys.stdout is not None and sys.stdout.isatty():
         from rich.console import Console
 
@@ -589,8 +600,12 @@ def _print(
     if output is None:
         _show(rendered)
         return
+    _write(output, rendered)
+
+
+def _write(file: Path, text: str) -> None:
     try:
-        output.write_text(rendered, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _fail(_words(error)) from None
 

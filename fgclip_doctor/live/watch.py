@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.layout import Layout
@@ -127,7 +128,7 @@ class Watcher:
 def command(words: Sequence[str], directory: Path, watcher: Watcher) -> int:
     """Run a command, watch it, and give its exit code; 1 if it was ended for what was found. Raises `OSError`."""
     with ExitStack() as stack:
-        streams = {}
+        streams: dict[str, Any] = {}
         if watcher.options.dashboard:  # the screen is ours: what the command prints is kept
             directory.mkdir(parents=True, exist_ok=True)
             output = stack.enter_context((directory / "output.txt").open("wb"))
