@@ -148,7 +148,8 @@ def _alike(bank: Bank, same: float, block: int = 1024) -> NDArray[np.int64]:
     equal, near = (
         np.concatenate([(one >= 1 - apart).sum(axis=1) for one in blocks]) - 1 for apart in (same, 10 * same)
     )
-    return equal if equal.sum() >= 0.5 * near.sum() else np.zeros_like(equal)
+    told = near.sum() <= 0.25 * len(rows) ** 2  # not all of them within so narrow a cone
+    return equal if told and equal.sum() >= 0.5 * near.sum() else np.zeros_like(equal)
 
 
 def _brought(run: Run, bank: Bank) -> tuple[float, float, str] | None:

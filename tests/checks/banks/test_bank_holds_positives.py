@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fgclip_doctor import Missing, Run
+from fgclip_doctor.recorded import LossSite, Recording
+from fgclip_doctor_checks.banks.bank_holds_positives import bank_holds_positives
+from tests import features, runs
+from tests.features import Pairs, bank_run, saved, unit
+from tests.watched_ranks import rank, site
+
+K = 200
+CONE = features.cone(np.random.default_rng(0), K, 64)
+
+
+def repeated(times: int, rows: int = K) -> tuple[Pairs, np.ndarray[Any, Any]]:
+    """The first `rows` texts in groups of `times` with the same caption, encoded a little later each; and their ids."""
+    ids = np.arange(K)
+    ids[:rows] //= times
+    later = 1e-4 * np.random.default_rng(1).standard_normal(CONE[1].shape)
+    return (CONE[0], unit(CONE[1][ids] + later)), ids
+
+
+def run_of(pairs: Pairs, ids: np.ndarray[Any, Any] | None = None, **facts: Any) -> Run:
+    more = {} if ids is None else {"region_caption_queue": runs.tensor("region_caption_queue", ids, "int64")}
+    return bank_run(saved(pairs, pointer=0, full=True, more=more), **facts)
+
+
+def with_candidates(run: Run, brought: float) -> Run:
+    """A log of the region loss's candidates: 16, and when the bank is on and full so many more."""
+    values = [16.0] * 20 + [16.0 + brought] * 60
+    run.series["train/candidates_region"] = runs.series("train/candidates_region", values)
+    return run
+
+
+def watched(*sites: LossSite) -> Run:
+    run = run_of(CONE)
+    run.recording = Recording((rank(0, *sites),), 20)
+    return run
+
+
+def test_fires_where_nothing_could_mask_the_duplicates() -> None:
+    (finding,) = bank_holds_positives(run_of(repeated(2)[0]))
+    assert "100% of its rows have another with the same text" in finding.message
+    assert "0.69" in str(finding.evidence[0].why)  # ln 2
+
+
+def test_fires_where_all_rows_are_candidates_though_ids_are_kept() -> None:
+    assert list(bank_holds_positives(with_candidates(run_of(*repeated(2)), K)))
+    assert not list(bank_holds_positives(with_candidates(run_of(*repeated(2)), K - 1)))  # one masked an anchor
+
+
+def test_fires_where_the_batch_is_in_the_bank_already() -> None:
+    again = {"twins": np.ones(20)}
+    (finding,) = bank_holds_positives(watched(site("loss.py:3", **again), site("loss.py:4", **again)))
+    assert "enqueued before its loss" in finding.message
+
+
+def test_reads_the_candidates_of_a_recording() -> None:
+    def run(brought: float) -> Run:
+        run = run_of(repeated(2)[0])
+        seen = replace(site(), candidates=np.array([8.0] * 5 + [8.0 + brought] * 15))
+        run.recording = Recording((rank(0, seen),), 20)
+        return run
+
+    assert list(bank_holds_positives(run(K)))
+    assert not list(bank_holds_positives(run(K - 1)))
+
+
+@pytest.mark.parametrize(
+    "sites",
+    [
+        (site("loss.py:3", twins=np.ones(20)), site("loss.py:4", twins=np.zeros(20))),  # captions twice in a batch
+        (site("loss.py:3", twins=np.full(20, 0.9)), site("loss.py:4", twins=np.full(20, 0.9))),
+        (site("loss.py:3", twins=np.full(20, np.nan)), site("loss.py:4", twins=np.full(20, np.nan))),  # too coarse
+    ],
+)
+def test_quiet_where_a_positive_stands_there_once(sites: tuple[LossSite, ...]) -> None:
+    assert not list(bank_holds_positives(watched(*sites)))
+
+
+@pytest.mark.parametrize("encoder", features.ENCODED)
+def test_quiet_on_rows_that_are_merely_close(encoder: Any) -> None:
+    rows = encoder(np.random.default_rng(2), K, 64)
+    assert not list(bank_holds_positives(run_of(rows)))
+    narrow = tuple(unit(one + 200 * one.mean(axis=0)) for one in rows)  # cosines all over 0.999
+    assert not list(bank_holds_positives(run_of(narrow)))  # type: ignore[arg-type]
+
+
+def test_flips_at_the_share_of_anchors() -> None:
+    assert list(bank_holds_positives(run_of(repeated(2, 20)[0])))
+    assert not list(bank_holds_positives(run_of(repeated(2, 18)[0])))
+
+
+def test_a_bank_to_be_filled_is_judged_by_the_size_of_the_data() -> None:
+    def run(pairs: int) -> Run:
+        return bank_run(saved(CONE, pointer=0, full=False), dataset_size=pairs)
+
+    (finding,) = bank_holds_positives(run(444))
+    assert "10% of the anchors or more meet their own pair" in finding.message
+    assert not list(bank_holds_positives(run(445)))
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (Run("test"), "no checkpoint"),
+        (run_of(*repeated(2)), "that would show a mask"),
+        (run_of(features.noise(np.random.default_rng(3), K, 64)), "noise"),
+        (bank_run(saved(CONE, pointer=0, full=False)), "dataset_size"),
+    ],
+)
+def test_skipped_without_evidence(run: Run, reason: str) -> None:
+    with pytest.raises(Missing, match=reason):
+        list(bank_holds_positives(run))
