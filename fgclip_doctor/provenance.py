@@ -57,7 +57,7 @@ def drift(run: Run, name: str | None = None, *, until: Checkpoint | None = None,
     """
     checkpoint = until or run.checkpoint
     optimizer = checkpoint.optimizer or run.checkpoint.optimizer
-    if optimizer is not None and optimizer.states and not any(one.exp_avg for one in optimizer.states.values()):
+    if optimizer is not None and optimizer.states and not _bounded(optimizer):
         raise Missing("the optimizer is not of Adam's kind, so its learning rates don't bound how far weights moved")
     steps = _steps(run, checkpoint)
     if planned:
@@ -78,6 +78,12 @@ def drift(run: Run, name: str | None = None, *, until: Checkpoint | None = None,
     hard = max(1.0, (1 - first) / (1 - second) ** 0.5)
     decay = max((one.weight_decay for one in groups), default=run.number("weight_decay", 0.0))
     return Drift(total, total * hard, total * decay, steps, why)
+
+
+def _bounded(optimizer: Optimizer) -> bool:
+    """Whether a step is at most about the learning rate: Adam's kind, by its moments, or its betas where none are kept."""
+    moments = any(one.exp_avg for one in optimizer.states.values())
+    return moments or all("betas" in group.options for group in optimizer.groups)
 
 
 def _may_be_in(optimizer: Optimizer, parameters: Iterable[int], name: str | None) -> bool:

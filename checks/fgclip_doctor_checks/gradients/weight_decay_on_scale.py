@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fgclip_doctor import Evidence, Finding, Run, Severity, check
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.parts import FLOATS, named, scales
 from fgclip_doctor.provenance import drift
 from fgclip_doctor.run import Tensor
@@ -15,6 +15,7 @@ def weight_decay_on_scale(run: Run, *, smallest: float = 1e-3) -> Iterator[Findi
     Why: decay towards zero lowers a logit scale (a softer softmax) and norm gains for no gain in generalisation; group
     rules by name miss what they were not written for.
     Evidence: the group's weight decay, and the pull so far: the sum of lr * weight_decay over steps, times the value.
+    Of a recording, that of the scales.
     Benign: a pull under 0.001 in all, as small decay at fine-tuning rates gives, is not worth a group.
     Fix: give parameters with fewer than two dimensions, logit scales among them, a group with weight_decay=0.
     Sources: open_clip's rule (p.ndim < 2, "bn", "ln", "bias" or "logit_scale" are excluded); Loshchilov & Hutter 2019.
@@ -30,7 +31,10 @@ def weight_decay_on_scale(run: Run, *, smallest: float = 1e-3) -> Iterator[Findi
             if not tensors or any(len(tensor.shape) > 1 or tensor.dtype not in FLOATS for tensor in tensors):
                 continue
             tensor = tensors[0]
-            largest = max(abs(tensor.statistics.minimum), abs(tensor.statistics.maximum))
+            try:
+                largest = max(abs(tensor.statistics.minimum), abs(tensor.statistics.maximum))
+            except Missing:
+                continue  # of a recording, which holds the values of scales only
             pull = drift(run, tensor.name).decay * largest
             if pull >= smallest and tensor.name in temperatures:
                 yield _finding(tensor, pull, group.weight_decay, f"{tensor.name} is decayed", smallest)

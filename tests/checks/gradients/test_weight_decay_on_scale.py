@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.run import Source, Tensor
 from fgclip_doctor_checks.gradients.weight_decay_on_scale import weight_decay_on_scale
-from tests.runs import adam, checkpoint, run
+from tests.runs import adam, checkpoint, group, optimizer, run, state
 
 WEIGHTS = {"logit_scale": np.array(4.6), "ln.weight": np.ones(8), "head.weight": np.ones((8, 8))}
 
@@ -45,3 +46,21 @@ def test_flips_at_its_threshold(smallest: float, expected: int) -> None:
 def test_skipped_without_optimizer() -> None:
     with pytest.raises(Missing, match="no optimizer state"):
         list(weight_decay_on_scale(run(checkpoint(WEIGHTS))))
+
+
+def test_of_a_recording_the_scales_are_judged() -> None:
+    """It holds the values of nothing else."""
+
+    def unknown() -> Any:
+        raise Missing("the recording holds no values")
+
+    bias = Tensor("bias", (8,), "float32", Source("a"), measure=unknown, read=unknown, digest=unknown, nbytes=32)
+    weights: dict[str, Any] = {"bias": bias, "logit_scale": np.array(4.6)}
+    tensors = checkpoint(weights).tensors
+    names = dict(enumerate(tensors))
+    held = optimizer(
+        [group(0, [0, 1], lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))], [state(0, 100), state(1, 100)], names
+    )
+    recorded = run(checkpoint(weights, optimizer=held), roles={"scale.global": "logit_scale"})
+    [finding] = weight_decay_on_scale(recorded)
+    assert finding.where == "logit_scale"
