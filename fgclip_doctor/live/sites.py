@@ -141,7 +141,7 @@ def _twins(logits: Tensor, positive: Tensor, share: Tensor) -> Tensor:
     equal = (logits[:, 1:] == logits[:, :-1]) & usable
     equal &= ~equal.all(dim=0)  # a candidate that is there twice is so for every anchor
     coarse = equal.sum() / usable.sum().clamp(min=1)
-    return torch.where(coarse > 2e-3, torch.nan, (same * share).sum())
+    return torch.where(coarse > 1e-4, torch.nan, (same * share).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,28 +155,30 @@ class Reach:
 
 def reach(logits: Tensor) -> Reach | None:
     """Read off the autograd graph, which no device waits for; None where it shows no product of features."""
-    pieces = _products(logits.grad_fn, logits.shape[1], False, set())
+    pieces = _products(logits.grad_fn, len(logits), logits.shape[1], False, set())
     if not pieces:
         return None
     anchors = any(rows > 0 for rows, _, _ in pieces)
     return Reach(anchors, logits.shape[1], round(sum(share * width for _, share, width in pieces)))
 
 
-def _products(node: Any, width: int, turned: bool, seen: set[Any]) -> list[tuple[float, float, int]]:
-    """Of each product of features behind `node`: the shares of its anchors and of its candidates that carry a gradient,
-    and its columns."""
+def _products(node: Any, rows: int, width: int, turned: bool, seen: set[Any]) -> list[tuple[float, float, int]]:
+    """Of each product of features behind `node`, (rows, width) or `turned`: the shares of its anchors and of its
+    candidates that carry a gradient, and its columns."""
     if node is None or node in seen or len(seen) >= MAX_NODES:
         return []
     seen.add(node)
     inputs = [one for one, _ in node.next_functions]
-    if node.name().startswith(PRODUCTS):
+    if node.name().startswith(PRODUCTS) and _numbers(node) == rows * width:
         anchors, candidates = (_carried(side) for side in (inputs[:-3:-1] if turned else inputs[-2:]))
         return [(anchors, candidates, width)]
     wide: list[tuple[Any, tuple[int, ...]]] = [(one, shape) for one in inputs if len(shape := _shape(one)) >= 2]
     if node.name().startswith("CatBackward"):
-        return [piece for one, shape in wide for piece in _products(one, shape[-2 if turned else -1], turned, seen)]
+        return [
+            piece for one, shape in wide for piece in _products(one, rows, shape[-2 if turned else -1], turned, seen)
+        ]
     turned ^= node.name().startswith(TRANSPOSES) and len(_shape(node)) == 2
-    return next((found for one, _ in wide if (found := _products(one, width, turned, seen))), [])
+    return next((found for one, _ in wide if (found := _products(one, rows, width, turned, seen))), [])
 
 
 def _carried(node: Any) -> float:
