@@ -81,7 +81,7 @@ def drift(run: Run, name: str | None = None, *, until: Checkpoint | None = None,
 
 
 def _bounded(optimizer: Optimizer) -> bool:
-    """Whether a step is at most about the learning rate: Adam's kind, by its moments, or its betas where none are kept."""
+    """Whether a step is about the learning rate at most: Adam's kind, by its moments or else by its betas."""
     moments = any(one.exp_avg for one in optimizer.states.values())
     return moments or all("betas" in group.options for group in optimizer.groups)
 
