@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+JOINED = 1.25  # times as many candidates: a smaller change is the last batch of an epoch, or of regions that differ
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -40,6 +42,16 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """The shape of a site's logits from a forward on, which is seen of every call, sampled or not."""
+
+    step: int  # optimizer steps done before it
+    forward: int
+    anchors: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True)
 class LossSite:
     """One place of the code at which a contrastive loss is computed, with what each sampled call of it was given.
 
@@ -62,6 +74,12 @@ class LossSite:
     gradient: bool = True  # whether the logits required a gradient
     twins: NDArray[np.float64] | None = None  # share of anchors whose positive stands among the candidates once more
     reach: Reach | None = None  # of its first call, where there are several ranks
+    changes: tuple[Columns, ...] = ()  # its first shape, and each other number of columns
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether a place tells each anchor's positive; a classifier's loss is no contrastive one."""
+        return self.targets != "other" and len(self.loss) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +107,18 @@ class Rank:
     evaluating: Mapping[str, int] = field(default_factory=dict)  # modules in eval mode under gradients: forwards so
     reentrant: tuple[str, ...] = ()  # modules run under reentrant checkpointing with no input that needs a gradient
     digests: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # "parameters", role of a bank: step to hash
+
+    @property
+    def joined(self) -> Columns | None:
+        """Where further candidates joined a contrastive loss for the first time, as a bank's rows do."""
+        found = [
+            one
+            for site in self.sites
+            if site.contrastive and site.changes
+            for one in site.changes[1:]
+            if one.columns >= JOINED * site.changes[0].columns and one.columns > one.anchors
+        ]
+        return min(found, key=lambda one: one.forward, default=None)
 
 
 @dataclass(frozen=True, slots=True)

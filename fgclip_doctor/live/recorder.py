@@ -115,8 +115,9 @@ class Recorder:
     def _finish(self, code: int | None) -> None:
         step = self.clocks["steps"]
         if self.looks is not None and self.journal is not None and not self.journal.foreign:
-            self.looks.scalars(step)
-            self.looks.rows(step)
+            if not self.looks.subject.gone:  # as it is at the end of a process
+                self.looks.scalars(step)
+                self.looks.rows(step)
             self.fetcher.poll(wait=True)
             self._write("end", code=code, **self.clocks, seconds=self.hooks.spent)
             self.journal.close()
@@ -168,6 +169,9 @@ class Recorder:
     def _enter_backward(self) -> None:
         if self.subject is None:
             self._find()
+        elif self.subject.gone:  # the next model of the process is not watched
+            self.stop(0)
+            return
         self.in_forward.clear()
         step = self.clocks["steps"]
         if self.subject is not None and self.pace.looking and self.modes_at != step:  # once a step

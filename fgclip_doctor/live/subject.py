@@ -61,6 +61,10 @@ class Subject:
         """The same without what wraps it."""
         return _there(self._inner)
 
+    @property
+    def gone(self) -> bool:
+        return any(reference() is None for _, reference in self._models) or not self.optimizers
+
     def is_model(self, module: nn.Module) -> bool:
         return module is self._models[0][1]() or module is self._inner()
 

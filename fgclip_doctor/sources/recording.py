@@ -12,14 +12,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from fgclip_doctor.recorded import Gather, LossSite, Parameter, Rank, Reach, Recording
+from fgclip_doctor.recorded import Columns, Gather, LossSite, Parameter, Rank, Reach, Recording
 from fgclip_doctor.run import (
     Checkpoint,
     Fact,
@@ -33,6 +33,7 @@ from fgclip_doctor.run import (
     Statistics,
     Tensor,
 )
+from fgclip_doctor.sources import trainer
 from fgclip_doctor.sources.files import Unreadable, inside, open_regular, read_at
 
 VERSION = 1
@@ -41,7 +42,11 @@ HEAD = re.compile(rb'\{"kind":"start","version":\d')
 MAX_LINE = 4 << 20  # bytes; a bank of a mebibyte takes 1.4
 BLOCK = 1 << 20
 MAX_RANKS = 64  # beyond, the rest is left out: what is wrong between ranks shows in these
-MAX_SITES, MAX_SERIES, MAX_POINTS = 256, 4096, 1 << 20
+MAX_CHANGES, MAX_SITES, MAX_SERIES, MAX_POINTS = 1024, 256, 4096, 1 << 20
+KINDS = (
+    *("start", "model", "arguments", "loss", "columns", "reach", "gradients", "updates", "scalars", "rows"),
+    *("step", "end", "off", "reentrant", "saved", "digest"),
+)
 SCALARS_OF_SITE = ("anchors", "candidates", "loss", "null", "top1")
 NEWEST = 3  # of the snapshots of a bank that are kept, beside the first
 ALIGNED = ("first", "last", "lowest", "highest")  # of the targets: their column less their row, and their column
@@ -140,6 +145,7 @@ class Reader:
         broken = sum(rank.broken for rank in ranks)
         if broken:
             problems.append(str(Unreadable(self.path, f"{broken} records make no sense and were left out")))
+        problems += [str(Unreadable(Path(rank.path), rank.off)) for rank in ranks if rank.off]
         if first.version > VERSION:
             problems.append(str(Unreadable(self.path, f"written in version {first.version}, read as {VERSION}")))
         run = Run(str(self.path), problems=problems)
@@ -148,8 +154,10 @@ class Reader:
         )
         run.series = first.all_series()
         run.checkpoints = tuple(first.checkpoints())
-        for name, value in first.facts().items():
-            run.facts[name] = Fact(name, value, Source(first.path, "start"))
+        for fact in first.facts():
+            run.facts.setdefault(fact.name, fact)
+        if first.in_parts:
+            run.notes.append("the model is never called as a whole: its backward passes are counted for its forwards")
         return run
 
 
@@ -175,6 +183,7 @@ class _Site:
     rows: list[tuple[float, ...]] = field(default_factory=list)
     gradient: bool = True
     reach: Reach | None = None
+    changes: list[Columns] = field(default_factory=list)
 
 
 @dataclass
@@ -201,6 +210,9 @@ class _Rank:
     digests: dict[str, dict[int, str]] = field(default_factory=dict)
     rows: dict[str, list[tuple[int, np.ndarray[Any, Any], str]]] = field(default_factory=dict)
     scalars: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, dict[str, Any]] = field(default_factory=dict)  # by where they were found, the best first
+    off: str = ""  # why the recorder stopped before the training did
+    seen_at: int = 0  # the step of the last look
     ended: bool = False
     looked: int = 0  # steps that were looked at
 
@@ -208,9 +220,9 @@ class _Rank:
         """One record. What makes no sense is counted and left out."""
         try:
             record = json.loads(line)
-            handle = getattr(self, f"_{record.pop('kind')}", None)
-            if handle is not None:
-                handle(**record)
+            kind = record.pop("kind")
+            if kind in KINDS:
+                getattr(self, f"_{kind}")(**record)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError):
             self.broken += 1
             return 0
@@ -219,7 +231,7 @@ class _Rank:
     # Each of these is a kind of record, with its fields by name.
 
     def _start(self, *, version: int, world_size: int, **_: Any) -> None:
-        self.version, self.world_size, self.ended = int(version), int(world_size), False
+        self.version, self.world_size, self.ended, self.off = int(version), int(world_size), False, ""
         self.reached, self.zero, self.reentrant = {}, set(), []  # a restarted run reaches them anew
 
     def _model(self, *, parameters: list[Any], buffers: list[Any], groups: list[Any], **_: Any) -> None:
@@ -241,6 +253,18 @@ class _Rank:
             one.rows[: MAX_POINTS // 2] = one.rows[: MAX_POINTS // 2 : 2]
         one.rows.append(row)
 
+    def _columns(self, *, site: int, step: int, forward: int, anchors: int, columns: int) -> None:
+        one = self.sites.get(site)
+        if one is not None and len(one.changes) < MAX_CHANGES:
+            one.changes.append(Columns(int(step), int(forward), int(anchors), int(columns)))
+
+    def _arguments(self, *, of: str, values: Mapping[str, Any]) -> None:
+        if len(self.arguments) < MAX_SITES:
+            self.arguments[str(of)] = dict(values)
+
+    def _off(self, *, step: int, reason: str) -> None:
+        self.off, self.ended = f"watching ended at step {int(step)}, and the training went on: {reason}", True
+
     def _reach(self, *, site: int, name: str, of: str, anchors: bool, columns: int, reached: int) -> None:
         one = self._site(site, name, of)
         if one is not None:
@@ -254,7 +278,12 @@ class _Rank:
     def _gradients(self, *, step: int, norms: Mapping[str, Any], reached: list[Any], zero: list[Any]) -> None:
         for part, norm in norms.items():
             self._add(f"gradient norm/{part}", step, norm)
-        self._add("grad_norm", step, math.sqrt(sum(float(norm) ** 2 for norm in norms.values())))
+        total = math.sqrt(sum(float(norm) ** 2 for norm in norms.values()))
+        whole = self.columns.get("grad_norm")
+        if whole is not None and whole.steps[-1] == int(step):  # of another optimizer
+            whole.values[-1] = math.hypot(whole.values[-1], total)
+        else:
+            self._add("grad_norm", step, total)
         for name in reached:
             self.reached.setdefault(str(name), int(step))
         self.zero.update(map(str, zero))
@@ -266,6 +295,7 @@ class _Rank:
             self.digests.setdefault("parameters", {})[int(step)] = str(digest)
 
     def _scalars(self, *, step: int, values: Mapping[str, Any]) -> None:
+        self.seen_at = int(step)
         for name, value in values.items():
             self.scalars[str(name)] = value
             self._add(str(name), step, value)
@@ -281,7 +311,7 @@ class _Rank:
     def _step(
         self, *, step: int, lr: list[Any], evaluating: Mapping[str, Any], gathers: list[Any], **clocks: Any
     ) -> None:
-        self.step = int(step)
+        self.seen_at = int(step)
         self.looked += 1
         for group, rate in enumerate(lr):
             self._add("learning_rate" if group == 0 else f"learning_rate/group {group}", step, rate)
@@ -333,11 +363,16 @@ class _Rank:
             parameters=parameters,
             sites=tuple(_loss_site(one) for _, one in sorted(self.sites.items()) if one.rows),
             gathers=self.gathers,
-            clocks=self.clocks,
+            clocks=self.clocks | {"forwards": self.clocks.get("backwards", 0)} if self.in_parts else self.clocks,
             evaluating=self.evaluating,
             reentrant=tuple(self.reentrant),
             digests=self.digests,
         )
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the model is never called as a whole, so its backward passes have to stand for its forwards."""
+        return not self.clocks.get("forwards") and self.clocks.get("backwards", 0) > 0
 
     def _gradient(self, name: str) -> str:
         if name in self.reached:
@@ -357,19 +392,28 @@ class _Rank:
         source = Source(self.path, name)
         return Series(name, np.array(list(steps), np.int64), np.array(list(values), np.float64), source)
 
-    def facts(self) -> dict[str, Any]:
-        """What the recording says by itself; forwards per step are a clock, and no configuration."""
-        facts: dict[str, Any] = {"world_size": self.world_size, "global_step": self.step}
-        for option in ("weight_decay",):
-            if self.groups and isinstance(self.groups[0].get(option), (int, float)):
-                facts[option] = max(group.get(option, 0.0) for group in self.groups)
-        return facts
+    def facts(self) -> Iterator[Fact]:
+        """What the recording says by itself, and what the training's own objects said of its configuration.
+
+        Forwards per step are a clock, and no configuration.
+        """
+        yield Fact("world_size", self.world_size, Source(self.path, "start"))
+        yield Fact("global_step", self.step, Source(self.path, "step"))
+        for of, values in self.arguments.items():
+            for fact in trainer.arguments(values, self.path):
+                yield Fact(fact.name, fact.value, Source(self.path, f"{of}: {fact.source.key}"))
+        for fact in trainer.facts(self.scalars, self.path):  # numbers and switches that a bank itself keeps
+            if fact.name.startswith("bank_"):
+                yield fact
+        decay = [rate for group in self.groups if isinstance(rate := group.get("weight_decay"), (int, float))]
+        if decay:
+            yield Fact("weight_decay", max(decay), Source(self.path, "optimizer"))
 
     def checkpoints(self) -> Iterable[Checkpoint]:
         """What was recorded of the model: whenever the rows of its banks were written, and now."""
-        for step in sorted({step for kept in self.rows.values() for step, _, _ in kept} - {self.step}):
+        for step in sorted({step for kept in self.rows.values() for step, _, _ in kept} - {self.seen_at}):
             yield self._checkpoint(step)
-        yield self._checkpoint(self.step)
+        yield self._checkpoint(self.seen_at)
 
     def _checkpoint(self, step: int) -> Checkpoint:
         banks = {name: values for name, kept in self.rows.items() for at, values, _ in kept if at == step}
@@ -384,7 +428,7 @@ class _Rank:
             if name not in tensors:
                 kind = "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "float64"
                 tensors[name] = _tensor(name, (), kind, Source(self.path, name), np.array(self._scalar(name, step)))
-        optimizer = self._optimizer() if step == self.step else None
+        optimizer = self._optimizer() if step == self.seen_at else None
         why = "a recording holds small tensors and banks, and of the others their names and shapes"
         return Checkpoint(self.path, step, tensors, optimizer, trainer_step=step, partial=why)
 
@@ -402,7 +446,9 @@ class _Rank:
             OptimizerGroup(place, tuple(i for i, (_, group) in enumerate(held) if group == place), options)
             for place, options in enumerate(self.groups)
         )
-        states = {i: ParameterState(i, self.step) for i, (name, _) in enumerate(held) if self._gradient(name) != "none"}
+        states = {
+            i: ParameterState(i, self.seen_at) for i, (name, _) in enumerate(held) if self._gradient(name) != "none"
+        }
         return Optimizer(Source(self.path, "optimizer"), groups, states, names, "named as they were watched")
 
 
@@ -436,6 +482,7 @@ def _loss_site(site: _Site) -> LossSite:
         site.gradient,
         twins,
         site.reach,
+        tuple(site.changes),
     )
 
 

@@ -16,7 +16,7 @@ STORE = re.compile(r"(?:^|[._])(?:cached?|store[ds]?|neg(?:ative)?s?|dict(?:iona
 IMAGE = r"(image|img|visual|vision|vis|region|roi|box|v)"
 TEXT = r"(text|txt|caption|cap|lang|language|t)"
 POINTER = r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)"
-FULL = r"(full|filled|is_?full|is_?filled)"
+FULL = r"(full|filled|wrapped|is_?full|is_?filled|has_?wrapped)"
 ENABLED = r"(enabled?|active|activated|is_?on|use_\w+)"
 COUNTED = r"(num|n)?(steps?|forwards?|fwds?|iters?|iterations?|calls?|batch(es)?)(count(er)?)?"
 COUNTING = r"n|nb|num|total|training|train|model|micro|count(er)?|seen|done"  # the other words in the name of a counter
@@ -54,6 +54,8 @@ def _bank(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     ]
     named = [name for name in stores if BANK.search(name.lower())]
     roles = _pair(named, tensors) or _pair([name for name in stores if STORE.search(name.lower())], tensors)
+    if not roles and len(named) == 2 and tensors[named[0]].shape == tensors[named[1]].shape:
+        roles = dict(zip(("bank.image_keys", "bank.text_keys"), named, strict=True))  # sides that no word tells
     if not roles and len(named) == 1:
         roles = {"bank.text_keys" if _text_side(named[0]) else "bank.image_keys": named[0]}
     if not roles:

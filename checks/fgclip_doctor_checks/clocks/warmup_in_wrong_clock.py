@@ -6,6 +6,7 @@ from math import isclose
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import forwards, switched_off
+from fgclip_doctor.recorded import Rank
 from fgclip_doctor.run import Checkpoint
 from fgclip_doctor_checks.causes import explaining
 
@@ -18,7 +19,8 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
 
     Why: with gradient accumulation a step is several forwards. A warmup of 50 steps that is compared with a counter of
     forwards is over after 50 / accumulation steps, when the features are still moving; the reverse comes too late.
-    Evidence: what the model's counter counts (its value over the step), beside the warmup and its declared clock; a
+    Evidence: a recording, which saw at which forward and step candidates joined a loss. Else what the model's counter
+    counts (its value over the step), beside the warmup and its declared clock; a
     bank that was in use before the step at which its warmup should end, or a loss that rises where it ends in forwards;
     a counter called steps that counts forwards, beside a bank that was never used.
     Benign: a warmup whose clock is declared to be forwards, or that makes sense in them: a whole number of
@@ -29,6 +31,9 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
     """
     if switched_off(run):
         raise Missing("the configuration switches the memory bank off")
+    if run.recording is not None and run.recording.first.sites:
+        yield from _seen(run, run.recording.first, soon)
+        return
     warmup, accumulation = run.number("bank_warmup"), run.number("accumulation")
     counts = [(one, step, count) for one in run.checkpoints if (step := one.step) and (count := forwards(run, one))]
     if not counts:
@@ -90,6 +95,50 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
             ),
         ),
         explained_by=explaining("FGD401"),
+    )
+
+
+def _seen(run: Run, rank: Rank, soon: int) -> Iterator[Finding]:
+    """By the forward and the step at which candidates joined a loss, whatever counts in there."""
+    warmup, forwards_done, steps_done = run.number("bank_warmup"), rank.clocks["forwards"], rank.clocks["steps"]
+    accumulation = round(forwards_done / steps_done) if steps_done else 1
+    if accumulation < 2 or not warmup > 0:
+        return  # a step is a forward
+    joined, fact = rank.joined, run.fact("bank_warmup")
+    if joined is None:
+        raise Missing("no candidates have joined a loss so far")
+    declared = run.facts["bank_clock"].value if "bank_clock" in run.facts else None
+    in_steps = abs(joined.step - warmup) <= 2 + 0.1 * warmup
+    in_forwards = abs(joined.forward - warmup) <= accumulation + 1 + 0.02 * warmup
+    if in_steps == in_forwards or (declared == "forward") == in_forwards:
+        return
+    told = declared is not None or "step" in fact.source.key.lower()
+    if in_forwards and not told and not _odd(run, warmup, accumulation, soon):
+        return
+    seen, meant = ("forwards", "steps") if in_forwards else ("steps", "forwards")
+    ends = warmup / accumulation if in_forwards else warmup * accumulation
+    yield Finding(
+        message=f"Candidates joined the loss at step {joined.step}, which is forward {joined.forward}: the bank's "
+        f"warmup of {warmup:g} {meant} is counted in {seen}, and ends {accumulation} times too "
+        f"{'soon' if in_forwards else 'late'}.",
+        where=fact.source.key,
+        evidence=(
+            Evidence(
+                name="step at which candidates joined",
+                value=joined.step,
+                expected=warmup if in_forwards else warmup / accumulation,
+                why=f"it was forward {joined.forward}, and there are {accumulation} a step; a warmup of {warmup:g} "
+                f"{seen} ends at {'step' if in_forwards else 'forward'} {ends:g}",
+                source=f"{rank.path}: columns",
+                step=joined.step,
+            ),
+            Evidence(
+                name="warmup of the bank",
+                value=warmup,
+                why=f"clock: {declared or 'not declared'}",
+                source=str(fact.source),
+            ),
+        ),
     )
 
 

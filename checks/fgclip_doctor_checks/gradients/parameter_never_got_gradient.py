@@ -19,6 +19,8 @@ from fgclip_doctor.run import Optimizer
 from fgclip_doctor_checks.causes import explaining
 
 BLOCK = re.compile(r"\.(?:layers?|blocks|resblocks|h)\.(\d+)\.")
+LEFT_OUT = re.compile(r"pool|embed|position|token|adapter|lora|prompt|decoder|cls|lm_head|mlm", re.IGNORECASE)
+PATIENCE = 20  # recorded steps after which a module without a role should have had a gradient
 
 
 @check("FGD103", "parameter-never-got-gradient", Severity.ERROR)
@@ -29,7 +31,8 @@ def parameter_never_got_gradient(run: Run, *, share: float = 0.25) -> Iterator[F
     that is never added leaves it as it was, and nothing raises an error.
     Evidence: a recording, which saw the gradients; else Adam's state: there is none for a parameter whose gradient was
     always None, and a second moment of exactly zero where it was always zero. Where it isn't known which parameter has
-    which index, a `share` of all of them without a gradient is told by its count.
+    which index, a `share` of all of them without a gradient is told by its count. In a recording of 20 steps, any
+    module that has a matrix counts, whatever it is called.
     Benign: what was declared to be frozen; the last blocks of a tower (features are often taken before them), poolers,
     tables and adapters; the scale of a branch that does not run at all; a learning rate of zero; a run without a step.
     Fix: follow the loss back to the parameter: look for detach(), no_grad(), a head that is computed but not used, and
@@ -57,6 +60,9 @@ def parameter_never_got_gradient(run: Run, *, share: float = 0.25) -> Iterator[F
             listed = names[0] if len(names) == 1 else f"One of {', '.join(names)}"
             yield _finding(run, optimizer, index, f"{listed} is in the optimizer", ", ".join(names))
     certain = {names[0]: index for index, names in optimizer.names.items() if len(names) == 1}
+    for module, inside in _modules(run, set(parts), alive).items():
+        if inside[0] in certain:
+            yield _finding(run, optimizer, certain[inside[0]], f"{module} is in the optimizer", inside[0])
     for side in ("image", "text"):
         blocks: dict[int, list[str]] = {}
         for name in tower(run, side):
@@ -67,6 +73,32 @@ def parameter_never_got_gradient(run: Run, *, share: float = 0.25) -> Iterator[F
             first = blocks[cut[0]][0]
             what = f"The {side} tower is in the optimizer with {len(blocks)} blocks"
             yield _finding(run, optimizer, certain[first], what, first, f"{len(cut)} of them, from block {cut[0]} on")
+
+
+def _modules(run: Run, known: set[str], alive: set[str]) -> dict[str, list[str]]:
+    """Modules with a matrix, by name, none of whose trained parameters was seen with a gradient: the outermost ones.
+
+    Without those that play a role, those in a stack of blocks, and what is often there and not used.
+    """
+    if run.recording is None or run.recording.step < PATIENCE:
+        return {}
+    matrices = [
+        one.name
+        for one in run.recording.first.parameters.values()
+        if one.trainable
+        and one.group is not None
+        and one.gradient in ("none", "zero")
+        and len(one.shape) > 1
+        and one.name not in alive | known
+        and not (LEFT_OUT.search(one.name) or BLOCK.search(f".{one.name}") or planned_frozen(run, one.name))
+    ]
+    found: dict[str, list[str]] = {}
+    for name in matrices:
+        words = name.split(".")[:-1] or [name]
+        while len(words) > 1 and not any(one.startswith(".".join(words[:-1]) + ".") for one in alive):
+            words.pop()
+        found.setdefault(".".join(words), []).append(name)
+    return found
 
 
 def _unnamed(run: Run, share: float) -> Iterator[Finding]:
