@@ -72,7 +72,7 @@ def _state(term: Term, reading: Reading) -> str:
         return ""
     null = term.null_with_level(mean)
     if null is None:
-        opposed = mean - 4 * error > 2 * term.null.level and not falling(term.series.values)
+        opposed = mean - 3 * error > 2 * term.null.level and not falling(term.series.values)
         return "opposed" if opposed else ""
     varying = 1 / sqrt(term.candidates) if term.name == "region" else 0.0  # of ln N, as the regions per image vary
     return "unaligned" if null.noise / sqrt(term.accumulation) / 3 <= spread <= 2 * null.noise + varying else ""

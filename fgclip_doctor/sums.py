@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 HELD_OUT = re.compile(r"(?:^|[._/])(?:eval|val|valid|validation|test)(?:[._/]|$)")
 NO_TERM = re.compile(r"scale|weight|ratio|bits|noise|chance|coef|train_loss$")
 FEWEST = 20  # rows that a sum is told by
+STILL = 1e-5  # of a term's size: what is left of float32 once it was averaged
 EXACT = 2e-3  # of the spread of the total: what rounding and running means may leave
 
 
@@ -32,6 +33,7 @@ class Sum:
     values: NDArray[np.float64]  # of the parts, (steps, parts)
     residuals: NDArray[np.float64]  # of the total
     resolution: float  # what a residual may be by rounding
+    still: bool  # whether a term stands still, so that its weight and a constant can't be told apart
 
 
 def total_of(run: Run) -> Series:
@@ -73,6 +75,7 @@ def decompose(run: Run) -> Sum:
     y, x = columns[0], np.stack(columns[1:], axis=1)
     if not float(np.abs(x).max()) + float(np.abs(y).max()) < 1e100:
         raise Missing("the losses are too large to be taken apart")
+    still = bool((np.ptp(x, axis=0) <= STILL * np.abs(x).mean(axis=0)).any())
     kept = _independent(x)
     parts, x = [parts[one] for one in kept], x[:, kept]
     if not parts:
@@ -102,6 +105,7 @@ def decompose(run: Run) -> Sum:
         values=x,
         residuals=residuals,
         resolution=max(limit, resolution),
+        still=still,
     )
 
 
@@ -128,6 +132,6 @@ def _independent(columns: NDArray[np.float64]) -> list[int]:
         size = float(np.linalg.norm(one))
         others = [columns[:, other] - columns[:, other].mean() for other in kept]
         alike = any(abs(one @ other) > (1 - 1e-9) * size * np.linalg.norm(other) for other in others)
-        if size > 1e-9 * max(1.0, float(np.abs(columns[:, place]).max())) and not alike:
+        if size > STILL * max(1.0, float(np.abs(columns[:, place]).sum())) and not alike:
             kept.append(place)
     return kept

@@ -46,7 +46,7 @@ def dead_loss_term(run: Run, *, rows: int = 20, share: float = 0.05) -> Iterator
         return
     level = float(abs(found.values @ [abs(weight) for weight in found.weights]).mean())
     left = found.constant
-    if not dead and abs(left) > max(10 * found.error, 10 * found.resolution, 0.01 * level, 0.01):
+    if not (dead or found.still) and abs(left) > max(10 * found.error, 10 * found.resolution, 0.01 * level, 0.01):
         weights = " + ".join(f"{weight:.4g} {one.name}" for weight, one in zip(found.weights, found.parts, strict=True))
         yield _finding(
             found.total,

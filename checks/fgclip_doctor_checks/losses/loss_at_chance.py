@@ -50,14 +50,20 @@ def loss_at_chance(
             reasons.append(str(reason))
             continue
         judged += 1
-        if reading.state and not falling(reading.values) and not _acquitted(run, term, int(reading.steps[0])):
+        if reading.state and not falling(reading.values) and not _acquitted(run, term, reading):
             yield _finding(term, reading)
     if not judged:
         raise Missing("; ".join(dict.fromkeys(reasons)))
 
 
-def _acquitted(run: Run, term: Term, since: int) -> bool:
-    """Whether the positives' margin over their rows, or their top-1 share, was logged and is over chance."""
+def _acquitted(run: Run, term: Term, reading: Reading) -> bool:
+    """Whether the positives' margin over their rows, or their top-1 share, was logged and is over chance.
+
+    Neither acquits a loss over twice its chance level: what it gets wrong, it is surer of than of what it gets right.
+    """
+    if reading.mean > 2 * term.chance:
+        return False
+    since = int(reading.steps[0])
     for kind, chance, least in (
         ("margin", 0.0, 0.25 * theory.LN2),
         ("acc", theory.chance_top1(term.candidates), 0.5 * theory.chance_top1(term.candidates)),
