@@ -76,6 +76,7 @@ FACTS: dict[str, str] = {
     "bf16": "autocast to bfloat16 was asked for",
     "fp16": "autocast to float16 was asked for",
     "gradient_checkpointing": "layers are computed again in the backward pass",
+    "cut_off": "torch warned that none of the inputs of what is checkpointed requires a gradient",
     "reentrant": "gradient checkpointing of the reentrant kind was asked for",
     "label_smoothing": "label smoothing of the contrastive targets",
     "logit_scale_init": "the configured start of the global logit_scale, in log space",

@@ -8,7 +8,7 @@ from fgclip_doctor.run import FACTS, Fact, Source
 from fgclip_doctor.sources.files import Unreadable
 
 TEXTS = {"schedule", "hidden_act", "started_from", "loss_kind", "bank_clock", "adapter_targets"}
-SWITCHES = {"bf16", "fp16", "bank_enabled", "gradient_checkpointing", "reentrant"}
+SWITCHES = {"bf16", "fp16", "bank_enabled", "gradient_checkpointing", "reentrant", "cut_off"}
 CHOICES = {"bank_clock": ("step", "forward"), "loss_kind": ("softmax", "sigmoid")}
 LIMITS = {  # of the numbers: far beyond what a run may have, and still computed with without care
     "micro_batch": (1, 1e7),

@@ -20,6 +20,7 @@ from fgclip_doctor.sources.decimals import Number, parsed_number
 from fgclip_doctor.sources.files import Unreadable, inside
 from fgclip_doctor.sources.records import EPOCH, HELD_OUT, MEAN, METRIC, NO_CLOCK, RANK, Clock, Reading, Record
 from fgclip_doctor.sources.skeletons import chunks, holds_text
+from fgclip_doctor.sources.trainer import CUT_OFF
 
 # In the skeleton of a line every run of digits is one "0". The first that fits wins.
 TOKEN = re.compile(
@@ -135,6 +136,8 @@ def _head(path: str | os.PathLike[str]) -> str:
 
 def understand(skeleton: str, line: str) -> Reading:
     """What lines with this skeleton say; `line` is one of them."""
+    if CUT_OFF in line:
+        return Reading(facts={CUT_OFF: True}, stated=True)
     if "0" not in skeleton and not re.search(r"nan|inf", skeleton, re.I) and "=" not in line and ":" not in line:
         bank = BANK.search(line) and ON.search(line) and not NOT_ON.search(line)
         return Reading(bank_on=line.strip()[:200]) if bank else records.NOTHING

@@ -17,6 +17,8 @@ from fgclip_doctor.sources.facts import valid
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+CUT_OFF = "None of the inputs have requires_grad=True"  # as torch.utils.checkpoint warns
+
 # Fact -> the keys that state it, the most specific first, of transformers, open_clip, DeepSpeed, Lightning, plain loops
 FACT_KEYS: dict[str, tuple[str, ...]] = {
     "micro_batch": (
@@ -49,6 +51,7 @@ FACT_KEYS: dict[str, tuple[str, ...]] = {
     "schedule": ("lr_scheduler_type", "lr_scheduler", "lr_schedule", "scheduler_type"),
     "bf16": ("bf16",),
     "fp16": ("fp16",),
+    "cut_off": (CUT_OFF,),
     "gradient_checkpointing": ("gradient_checkpointing", "activation_checkpointing", "grad_checkpointing"),
     "label_smoothing": ("label_smoothing_factor", "label_smoothing"),
     "logit_scale_init": ("logit_scale_init_value", "logit_scale_init"),

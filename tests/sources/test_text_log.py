@@ -542,3 +542,14 @@ def test_a_log_by_any_name(tmp_path: Path) -> None:
     path = tmp_path / "anything.bin"
     path.write_text("step 1 loss 2.0\n")
     assert points(load([path]), "loss") == [(1, 2.0)]
+
+
+def test_the_warning_of_gradient_checkpointing_is_kept(tmp_path: Path) -> None:
+    warning = (
+        "torch/utils/checkpoint.py:87: UserWarning: None of the inputs have requires_grad=True. Gradients will be None"
+    )
+    path = tmp_path / "train.log"
+    path.write_text(f"step 1 loss 2.0\n{warning}\n  warnings.warn(\nstep 2 loss 1.5\n")
+    run = load([path])
+    assert fact(run, "cut_off") is True
+    assert points(run, "loss") == [(1, 2.0), (2, 1.5)]

@@ -18,8 +18,9 @@ def checkpointing_blocks_gradient(run: Run) -> Iterator[Finding]:
     Why: torch.utils.checkpoint with use_reentrant=True gives an output without a gradient where no input needs one, as
     behind frozen embeddings. All that is checkpointed, adapters too, then stays as it is, with no more than a warning.
     Evidence: a recording, which saw the calls and the gradients. From a checkpoint: blocks from the first one on that
-    are in the optimizer without Adam's state, in a tower with no embedding in the optimizer, while gradients reach
-    what comes after; not where the arguments say that nothing is checkpointed, or that it is not reentrant.
+    are in the optimizer without Adam's state, in a tower with no embedding in the optimizer, while gradients reach what
+    comes after (torch's warning in a log makes sure of the cause); not where, without it, the arguments say that
+    nothing is checkpointed, or that it is not reentrant.
     Benign: a tower that is frozen throughout (the warning is harmless then); blocks that are in no optimizer.
     Fix: gradient_checkpointing_kwargs={"use_reentrant": False}, or model.enable_input_require_grads() on both towers.
     Don't silence the warning "None of the inputs have requires_grad=True" before you know what is inside.
@@ -28,8 +29,10 @@ def checkpointing_blocks_gradient(run: Run) -> Iterator[Finding]:
     if run.recording is not None:
         yield from _recorded(run)
         return
-    if any(name in run.facts and run.facts[name].value is False for name in ("gradient_checkpointing", "reentrant")):
-        return
+    warned = "cut_off" in run.facts
+    for name in ("gradient_checkpointing", "reentrant"):
+        if not warned and name in run.facts and run.facts[name].value is False:
+            return
     optimizer = named(run)
     if not optimizer.states or max(run.step, optimizer.step or 0) < 1:
         raise Missing("the optimizer keeps no state per parameter, or has not made a step")

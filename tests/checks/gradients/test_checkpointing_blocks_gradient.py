@@ -62,6 +62,14 @@ def test_quiet(quiet: Run) -> None:
     assert not list(checkpointing_blocks_gradient(quiet))
 
 
+def test_the_warning_in_a_log_counts_more_than_the_arguments() -> None:
+    """A model may checkpoint its layers whatever the trainer's arguments say."""
+    facts = {"gradient_checkpointing": False, "cut_off": True}
+    assert len(list(checkpointing_blocks_gradient(saved(BLOCKS[:2], facts=facts)))) == 1
+    assert not list(checkpointing_blocks_gradient(saved([], facts=facts)))
+    assert not list(checkpointing_blocks_gradient(saved([], held=(HEAD,), facts=facts)))
+
+
 def seen(gradient: str, *, trainable: bool = True, plan: Plan | None = None) -> Run:
     inside = [parameter(name, trainable=trainable, gradient=gradient) for name in BLOCKS[:2]]
     rest = [parameter(EMBEDDING, trainable=False), parameter(HEAD), *(parameter(name) for name in BLOCKS[2:])]
