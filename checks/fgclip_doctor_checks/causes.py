@@ -10,7 +10,6 @@ from fgclip_doctor import Cause
 CAUSES: tuple[Cause, ...] = (
     # what holds a parameter still
     Cause("FGD105", "FGD103", "blocks behind frozen inputs get no gradient"),
-    Cause("FGD601", "FGD103", "a loss over one candidate is 0, and so is its gradient"),
     Cause("FGD707", "FGD103", "texts that are all alike give the tables of the text tower no gradient"),
     Cause("FGD101", "FGD104", "what is frozen doesn't change"),
     Cause("FGD102", "FGD104", "what no group holds doesn't change"),

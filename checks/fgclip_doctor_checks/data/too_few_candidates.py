@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import log2
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.recorded import LossSite
 from fgclip_doctor.terms import Term, bank_rows, counts, terms
 from fgclip_doctor_checks.causes import explaining
 
@@ -50,15 +51,22 @@ def too_few_candidates(run: Run, *, least: float = 11) -> Iterator[Finding]:
         )
 
 
+def _in_batch(site: LossSite) -> bool:
+    """Whether the candidates are those of a batch: of a group of hard negatives the positive's column is constant."""
+    return site.kind == "softmax" and site.gradient and site.targets != "constant" and len(site.candidates) > 0
+
+
 def _terms(run: Run) -> Iterator[tuple[str, float, str, str]]:
     """Each loss that has its candidates in the batch: how many, how that is known, and from where."""
     if "loss_kind" in run.facts and run.facts["loss_kind"].value == "sigmoid":
         raise Missing("a sigmoid loss has no bound by its candidates")
-    if run.recording and (sites := [one for one in run.watched.first.sites if one.kind == "softmax" and one.gradient]):
+    watched = run.watched.first if run.recording else None
+    sites = [one for one in watched.sites if _in_batch(one)] if watched else []
+    if watched and sites:
         import numpy as np
 
         for site in sites:
-            yield site.name, float(np.median(site.candidates)), "as recorded", run.watched.first.path
+            yield site.name, float(np.median(site.candidates)), "as recorded", watched.path
         return
     found = False
     try:

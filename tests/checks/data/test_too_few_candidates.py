@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fgclip_doctor.recorded import LossSite
 from fgclip_doctor.run import Missing, Plan
 from fgclip_doctor_checks.data.too_few_candidates import too_few_candidates
 from tests import runs
@@ -58,6 +60,16 @@ def test_what_is_planned_or_has_no_bound_is_no_finding() -> None:
     for run in (planned, runs.run(facts={"micro_batch": 4, "loss_kind": "sigmoid"}), runs.run()):
         with pytest.raises(Missing):
             list(too_few_candidates(run))
+
+
+@pytest.mark.parametrize(("targets", "kind", "few"), [("diagonal", "softmax", True), ("constant", "softmax", False)])
+def test_recorded_candidates_win(targets: str, kind: str, few: bool) -> None:
+    counts = np.full(5, 6)
+    values = np.ones(5)
+    site = LossSite("train.py:7", kind, targets, 0, counts, counts, counts, counts, values, values, values)
+    run = runs.watched(roles={}, sites=(site,))
+    run.facts.update(runs.run(facts={"micro_batch": 64}).facts)
+    assert found(run) == ({"candidates of the train.py:7 loss": 6} if few else {})
 
 
 def test_logged_candidates_win() -> None:
