@@ -33,7 +33,7 @@ from fgclip_doctor.sources.records import (
 )
 from fgclip_doctor.sources.skeletons import MAX_LINE, Block, chunks
 
-MAX_KINDS = 50_000  # kinds of lines in a file; what comes after so many is left out
+MAX_KINDS = 10_000  # kinds of lines in a file; what comes after so many is left out
 MAX_KINDS_BYTES = 32 << 20
 MAX_VARIANTS = 20_000  # readings of lines whose names have numbers in them
 MAX_POINTS = 1 << 20  # values kept of a series; of more, every other stretch is dropped
