@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import log
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.parts import ELDER, TOWER_OF, scales, tower
+from fgclip_doctor.parts import ELDER, TOWER_OF, planned_frozen, scales, tower
 from fgclip_doctor.provenance import half_ulp
 from fgclip_doctor.run import Checkpoint, Optimizer, Tensor
 from fgclip_doctor_checks.causes import explaining
@@ -20,8 +20,9 @@ def parameter_unchanged(run: Run, *, cap: float = log(100)) -> Iterator[Finding]
     loss, or the optimizer steps another tensor than the one that the model uses.
     Evidence: the bytes of the tensor in two checkpoints, or in the base. Heads and scales are compared, and every
     parameter whose gradients Adam's state proves.
-    Benign: a tower that is frozen with its head; a temperature that is fixed everywhere, or rests at its cap; a
-    learning rate of zero, or one below the rounding of the stored type (a 16-bit export hides small steps).
+    Benign: what was declared to be frozen; a tower that is frozen with its head; a temperature that is fixed
+    everywhere, or rests at its cap; a learning rate of zero, or one below the rounding of the stored type (a 16-bit
+    export hides small steps).
     Fix: build the optimizer after the last parameter is made, for assigning a new nn.Parameter orphans the old one.
     Where Adam's state shows no gradients, mend what explains this finding first.
     Sources: pytorch.org, torch.optim ("construct the optimizer after moving the model"); fastai/fastai#2133.
@@ -38,7 +39,7 @@ def parameter_unchanged(run: Run, *, cap: float = log(100)) -> Iterator[Finding]
         learning = []  # the learning rate's warmup may have begun at zero
     for name in dict.fromkeys([*_expected(run, before), *learning]):
         tensor = run.tensors[name]
-        if not _same(run, before, name) or _hidden(run, tensor) or name in resting:
+        if not _same(run, before, name) or _hidden(run, tensor) or name in resting or planned_frozen(run, name):
             continue
         yield Finding(
             message=f"{name} is bit-identical at step {now.step} and in {before.path}, while its peers moved: "

@@ -5,7 +5,7 @@ from math import exp, inf, log
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
 from fgclip_doctor.events import learning_rate, log_scale, scales
-from fgclip_doctor.parts import branch_runs, named, without_gradient
+from fgclip_doctor.parts import branch_runs, named, planned_frozen, without_gradient
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space
 from fgclip_doctor.run import Scale
 from fgclip_doctor_checks.causes import explaining
@@ -19,9 +19,9 @@ def logit_scale_frozen(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
     Evidence: half an ulp of the stored value against the largest step of the learning rate, with Adam's state in 16
     bits too; the optimizer's groups; its state. From a log alone, or a stated scale: a value that never changes, lies
     on bfloat16's grid to the last decimal place, and that the learning rate can't move on it.
-    Benign: a scale at its cap, where it rests anyway; a 16-bit export of 32-bit masters, whose state is in 32 bits; a
-    model whose heads aren't trained either; the scale of a branch that does not run; a logged value of few decimal
-    places, which may be on the grid by chance or be fixed on purpose.
+    Benign: a scale that was declared to be frozen, or at its cap, where it rests anyway; a 16-bit export of 32-bit
+    masters, whose state is in 32 bits; a model whose heads aren't trained either; the scale of a branch that does not
+    run; a logged value of few decimal places, which may be on the grid by chance or be fixed on purpose.
     Fix: keep scales in float32, in a group of the optimizer with a learning rate over zero (1e-4 and more is usual),
     and without weight decay. If the temperature is fixed on purpose, ignore this rule.
     Sources: Radford et al. 2021, section 2.5 (a learnt temperature); Micikevicius et al. 2018, section 3.1 (rounding).
@@ -30,7 +30,7 @@ def logit_scale_frozen(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
         yield from _by_log(run, cap)
         return
     for scale in run.scales():
-        if in_log_space(scale) and scale.last >= cap - 0.02:
+        if (in_log_space(scale) and scale.last >= cap - 0.02) or planned_frozen(run, scale.tensor.name):
             continue
         if (stuck := _stuck(run, scale)) is None:
             continue

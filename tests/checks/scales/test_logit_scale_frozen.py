@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.run import Plan
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
 from tests.runs import adam, checkpoint, run, series
 
@@ -117,3 +118,10 @@ def test_a_log_without_scales_or_rates_is_skipped() -> None:
         list(logit_scale_frozen(made))
     with pytest.raises(Missing, match="no logit scale"):
         list(logit_scale_frozen(run()))
+
+
+def test_what_is_planned_to_be_frozen_is_quiet() -> None:
+    made = trained(lr=0.0)
+    assert list(logit_scale_frozen(made))
+    made.plan = Plan(frozen=("logit_scale*",))
+    assert not list(logit_scale_frozen(made))
