@@ -61,6 +61,7 @@ REGIONS = ("bbox_info", "regions", "boxes", "objects", "bboxes")
 BOX = ("bbox", "box", "bbox_xyxy", "xyxy")
 HARD = ("short_expr_negs", "hard_negatives", "negatives", "negative_captions", "neg_captions")
 OWN = re.compile(r'"(?:bbox_info|short_expr|short_caption)"\s*:')  # in the head of a record that is longer than it
+LOGGED = {"step", "global_step", "epoch", "loss"}  # of a log that shows samples
 CONTEXTS = (77, 248)  # tokens, start and end among them: CLIP's, and that of FG-CLIP's and Long-CLIP's long captions
 
 # CLIP's pattern takes words apart from digits and marks, and each piece is at least one token
@@ -96,7 +97,9 @@ def is_annotations(path: Path) -> bool:
         record, _ = json.JSONDecoder(parse_int=float).raw_decode(text, start.end())
     except (ValueError, RecursionError):
         return len(text) > HEAD // 2 and OWN.search(text) is not None
-    return _is_record(record) and bool(_first(record, IMAGE) or _first(record, REGIONS))
+    if not _is_record(record) or LOGGED & record.keys():
+        return False
+    return bool(_first(record, IMAGE) or _first(record, REGIONS))
 
 
 def read(path: Path) -> Run:

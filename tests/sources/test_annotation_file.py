@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fgclip_doctor.annotations import Annotations
+from fgclip_doctor.observations import observe
 from fgclip_doctor.run import Run
 from fgclip_doctor.sources import annotation_file, load
 from fgclip_doctor.sources.files import Unreadable
@@ -99,6 +100,17 @@ def test_facts_are_what_the_training_sees(tmp_path: Path) -> None:
     assert run.number("regions_per_sample") == pytest.approx(run.annotations.used / 50)
     stated = load([written(tmp_path, json.dumps(records(50)))], facts={"regions_per_sample": "1.05"})
     assert stated.number("regions_per_sample") == 1.05
+
+
+def test_it_is_observed_whether_or_not_anything_is_wrong(tmp_path: Path) -> None:
+    run = load([written(tmp_path, json.dumps(records(50)))])
+    seen, crashes = observe(run)
+    values = {one.name: one.value for one in seen}
+    assert crashes == []
+    assert values["data: images"] == 50
+    assert values["data: regions per image"] == pytest.approx(run.annotations.used / 50, abs=1e-3)
+    assert values["data: boxes"] == "x1, y1, x2, y2, normalised"
+    assert values["data: short_caption that occurs once"] == "100.0%"
 
 
 @pytest.mark.parametrize(
@@ -218,6 +230,7 @@ def test_pairs_of_an_image_and_a_caption_are_annotations_too(tmp_path: Path) -> 
         "[1, 2, 3]",
         "a caption of nothing",
         '{"caption": "a cat"}',  # of which image?
+        '{"step": 10, "loss": 1.5, "image": "1.jpg", "caption": "a cat"}',
         "",
         "[",
         "[" * 100_000,
