@@ -613,25 +613,37 @@ def _write(file: Path, text: str) -> None:
 def _rendered(
     report: Report, run: Run, output_format: Format, *, verbose: bool, threshold: Severity | None, checks: list[Check]
 ) -> str:
-    from fgclip_doctor.reports import github, json, junit, markdown, sarif, text
-
-    match output_format:
+    match (
+        output_format
+    ):  # each imports what it needs alone: an audit is over in less time than matplotlib takes to load
         case Format.JSON:
+            from fgclip_doctor.reports import json
+
             return json.render(report, version=__version__)
         case Format.GITHUB:
+            from fgclip_doctor.reports import github, markdown
+
             if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
                 with Path(summary).open("a", encoding="utf-8") as file:
                     file.write(markdown.render(report, limit=github.SUMMARY_LENGTH))
             return github.render(report)
         case Format.JUNIT:
+            from fgclip_doctor.reports import junit
+
             return junit.render(report, fail_on=threshold)
         case Format.SARIF:
+            from fgclip_doctor.reports import sarif
+
             return sarif.render(report, version=__version__, checks=checks)
         case Format.HTML:
-            from fgclip_doctor.reports import html  # matplotlib takes half a second
+            from fgclip_doctor.reports import html
 
             return html.render(report, run, version=__version__)
         case Format.MARKDOWN:
+            from fgclip_doctor.reports import markdown
+
             return markdown.render(report)
         case _:
+            from fgclip_doctor.reports import text
+
             return text.render(report, verbose=verbose)
