@@ -21,8 +21,8 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/ready  ## rewrite what is generated: the tables of rules and of faults
-	$(BIN)/python scripts/rules_table.py
+docs: .venv/ready  ## rewrite what is generated: the pages of the rules, their table, and that of the faults
+	$(BIN)/python scripts/rule_pages.py
 	$(BIN)/python scripts/faults_table.py
 
 gauntlet: .venv/ready  ## every planted fault and every sound run, a quarter of an hour; renews docs/gauntlet.md

@@ -58,7 +58,7 @@ def plain(check: Check, causes: Iterable[Cause], names: dict[str, str]) -> str:
         lines += [check.explanation.partition("\n")[2].strip()]
     for title, text in found:
         lines += [title, *_plain(text), ""]
-    return "\n".join(lines).strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
 def _edges(edges: Iterable[tuple[str, Cause]], names: dict[str, str]) -> Iterator[str]:

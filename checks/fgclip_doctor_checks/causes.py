@@ -21,6 +21,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD106", "FGD303", "the largest step is under half an ulp of the stored scale", case="rounding"),
     # what was never learnt, or is there no more
     Cause("FGD706", "FGD701", "a branch head was not copied from the head that it branches off", case="branch"),
+    Cause("FGD708", "FGD701", "who loads an empty tensor gets a random one"),
     # what goes wrong with a scale
     Cause("FGD305", "FGD302", "the scale was set to that value at a start", same_place=True),
     Cause("FGD302", "FGD301", "a raw scale in a log-space parameter is far over the cap", same_place=True),
@@ -33,7 +34,12 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD110", "FGD201", "code that asks for self.training never runs"),
     Cause("FGD201", "FGD202", "rows that nothing was written to are as they were made"),
     Cause("FGD603", "FGD204", "a box of no area gives a zero row"),
+    Cause("FGD602", "FGD206", "captions that repeat in the data repeat in the bank"),
+    Cause("FGD205", "FGD207", "rows that the ring never comes back to grow old", case="still"),
+    Cause("FGD208", "FGD207", "a ring that only one rank's rows go round turns too slowly", case="still"),
+    Cause("FGD401", "FGD207", "a bank that comes on too early holds rows of features that still move", case="moved"),
     Cause("FGD201", "FGD601", "without its bank a batch has no further candidates"),
+    Cause("FGD804", "FGD601", "without a gather a rank has its own batch alone"),
     # why nothing is learnt
     Cause("FGD101", "FGD501", "a part that is frozen can't be aligned"),
     Cause("FGD102", "FGD501", "a part that no group holds can't be aligned"),
@@ -47,6 +53,8 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD702", "FGD501", "features behind a transposed head aren't aligned"),
     Cause("FGD703", "FGD501", "what had been learnt was overwritten"),
     Cause("FGD707", "FGD501", "texts that are all alike can't be told apart"),
+    Cause("FGD802", "FGD501", "ranks that each train another model undo each other's gathered features"),
+    Cause("FGD803", "FGD501", "most ranks teach wrong pairs"),
     Cause("FGD604", "FGD501", "regions are pooled from elsewhere than their captions say", case="region"),
     Cause("FGD605", "FGD501", "captions between two misaligned groups are taken for negatives", case="hard"),
     Cause("FGD404", "FGD501", "a loss that is multiplied looks as if it lay over its null level", case="opposed"),
@@ -77,6 +85,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD602", "FGD508", "copies among the candidates set a floor"),
     # data and ranks
     Cause("FGD604", "FGD603", "boxes of another frame look inverted or out of the image", case="frame"),
+    Cause("FGD802", "FGD803", "features of models that differ don't match across ranks"),
 )
 
 

@@ -9,6 +9,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import Bank, memory_bank
 from fgclip_doctor.recorded import LossSite
 from fgclip_doctor.terms import logged_candidates
+from fgclip_doctor_checks.causes import explaining
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,7 @@ def bank_holds_positives(
             message=f"The memory bank holds positives as negatives: {evidence.why}.",
             where=bank.names,
             evidence=(evidence,),
+            explained_by=explaining("FGD206"),
         )
 
 

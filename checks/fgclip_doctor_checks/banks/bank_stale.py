@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import Bank, Drift, memory_bank
 from fgclip_doctor.ring import rows_per_step, spans
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD207", "bank-stale", Severity.WARNING)
@@ -35,7 +36,7 @@ def bank_stale(
             message=f"{still.value:.0%} of the rows of the memory bank stood still over {still.why}.",
             where=bank.names,
             evidence=(still,),
-            explained_by=("FGD205", "FGD208"),
+            explained_by=explaining("FGD207", "still"),
         )
         return
     found = bank.drift()
@@ -78,4 +79,5 @@ def _drifted(bank: Bank, worst: Drift, drift: float) -> Finding:
                 source=str(bank.keys[worst.modality].source),
             ),
         ),
+        explained_by=explaining("FGD207", "moved"),
     )

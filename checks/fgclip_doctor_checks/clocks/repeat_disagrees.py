@@ -13,7 +13,6 @@ def repeat_disagrees(run: Run, *, relative: float = 1e-3) -> Iterator[Finding]:
         difference that one changes on purpose can't be told from it.
     Evidence: Two recordings of one command (`gate --repeat`): the first forward at which a loss differs by more than
         the share `relative`.
-    Formula: |loss - loss of the repeat| / |loss|, at each forward that both recordings looked at.
     Benign: Kernels that add in another order each time, which grow from the last bits: under `relative` in the first
         steps. A command that sets no seed on purpose.
     Fix: Seed Python, numpy, torch and the workers of the loader before the model is made; give the sampler a generator.

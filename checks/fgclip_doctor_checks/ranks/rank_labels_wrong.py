@@ -9,6 +9,7 @@ from math import hypot, sqrt
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theory
 from fgclip_doctor.ranks import Matrix, compared, matrices
 from fgclip_doctor.recorded import LossSite
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD803", "rank-labels-wrong", Severity.ERROR)
@@ -95,5 +96,5 @@ def _finding(run: Run, matrix: Matrix, read: dict[int, _Reading], lost: list[int
             )
             for rank, one in sorted(read.items())
         ),
-        explained_by=("FGD802",),
+        explained_by=explaining("FGD803"),
     )
