@@ -46,6 +46,7 @@ def watched(fault: str, base: Path, directory: Path, monkeypatch: pytest.MonkeyP
     return load([directory / "recording"], facts={"micro_batch": "4"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", CODES)
 def test_a_fault_between_ranks_is_named(
     fault: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

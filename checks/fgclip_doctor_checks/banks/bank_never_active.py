@@ -15,7 +15,8 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
         flag that starts False and is never set, an enqueue behind a default argument or on a discarded replica, a
         warmup counted in a clock that never gets there.
     Evidence: The pointer, the fill flag and the saved switch, the rows against random rows, and rows that are
-        bit-identical in two checkpoints; beside the steps and forwards done and the bank's warmup.
+        bit-identical in two checkpoints or looks of a recording; beside the steps and forwards done, the bank's warmup
+        and, where they were recorded, the candidates of the losses.
     Benign: A warmup that may still be running, in whatever clock it is counted; of unknown length, it may last for
         `patience` steps and a `share` of the run. A pointer at 0 over encoded rows is a ring that has just wrapped. A
         bank that the configuration switches off is not missed.
@@ -27,7 +28,7 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
     bank = memory_bank(run)
     if switched_off(run):
         raise Missing("the configuration switches the memory bank off")
-    if not warmup_over(run, patience=patience, share=share):
+    if not warmup_over(run, patience=patience, share=share, checkpoint=bank.checkpoint):
         raise Missing("the bank may still be in its warmup")
     message = _unused(bank) or _frozen(run, bank)
     if message:
@@ -42,15 +43,28 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
                 Evidence(name="saved switch", value=bank.enabled, why="None where it isn't saved", source=source),
                 Evidence(
                     name="optimizer steps done",
-                    value=steps_done(run),
+                    value=steps_done(run, bank.checkpoint),
                     expected=f"bank in use after {warmup.value}" if warmup else "bank in use",
-                    why=f"{forwards(run)} forwards; the warmup is over in every clock it may be counted in",
+                    why=f"{forwards(run, bank.checkpoint)} forwards; the warmup is over, whatever clock it is counted in",
                     source=str(warmup.source) if warmup else bank.checkpoint.path,
                 ),
+                *_candidates(run, bank),
                 *(one for rows in bank.look() if rows.count for one in rows.evidence()),
             ),
             explained_by=explaining("FGD201"),
         )
+
+
+def _candidates(run: Run, bank: Bank) -> Iterator[Evidence]:
+    """Of each recorded loss, the most candidates that it ever had: whether the rows counted all the same."""
+    for site in run.recording.first.sites if run.recording else ():
+        if site.kind == "softmax" and site.targets != "constant":
+            yield Evidence(
+                name=f"candidates at {site.name}, at most",
+                value=float(site.candidates.max()),
+                why=f"{bank.size} rows more where the bank counts; {float(site.candidates.min()):g} at least",
+                source=run.recording.first.path if run.recording else "",
+            )
 
 
 def _unused(bank: Bank) -> str | None:

@@ -1,0 +1,117 @@
+"""A recording's banks, ranks and losses, as the files of JSON lines tell of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fgclip_doctor.bank import banks, memory_bank
+from fgclip_doctor.recorded import Reach
+from fgclip_doctor.run import Missing, Run
+from fgclip_doctor.sources import load
+from fgclip_doctor.sources.recording import NEWEST
+
+K, D = 12, 8
+BUFFERS = [
+    ["bank.image_queue", [D, K], "float32"],
+    ["bank.text_queue", [D, K], "float32"],
+    ["bank.queue_ptr", [1], "int64"],
+]
+HEAD = ["visual_projection.weight", [D, 5], "float32", True, 0]
+LOSS = {"site": 0, "name": "loss.py:3", "of": "softmax", "step": 0, "forward": 1, "gradient": True, "anchors": 4.0}
+LOSS |= {"candidates": 7.5, "loss": 1.0, "null": 2.0, "top1": 0.5, "first": 4, "last": 4, "lowest": 4, "highest": 7}
+
+
+def rows(step: int, value: float) -> list[dict[str, Any]]:
+    data = base64.b64encode(np.full((D, K), value, np.float32).tobytes()).decode()
+    named = {"kind": "rows", "step": step, "shape": [D, K], "dtype": "float32", "data": data}
+    return [{**named, "name": f"bank.{side}_queue"} for side in ("image", "text")]
+
+
+def pointer(step: int, at: int) -> dict[str, Any]:
+    return {"kind": "scalars", "step": step, "values": {"bank.queue_ptr": at}}
+
+
+def recorded(directory: Path, *records: dict[str, Any], rank: int = 0) -> Run:
+    start = {"kind": "start", "version": 1, "rank": rank, "world_size": 2}
+    model = {"kind": "model", "step": 0, "parameters": [HEAD], "buffers": BUFFERS, "groups": [{"lr": 1e-3}]}
+    step = {"kind": "step", "step": 40, "lr": [1e-3], "evaluating": {}, "gathers": [], "forwards": 40}
+    lines = [json.dumps(record, separators=(",", ":")) for record in (start, model, *records, step)]
+    (directory / f"rank-{rank}.000.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    return load([directory])
+
+
+def test_a_bank_is_read_where_its_rows_were_written(tmp_path: Path) -> None:
+    """Its pointer of a later step would call rows written that weren't."""
+    run = recorded(tmp_path, *rows(1, 1.0), pointer(1, 2), *rows(16, 2.0), pointer(16, 5), pointer(40, 9))
+    assert [(bank.checkpoint.step, bank.pointer) for bank in banks(run)] == [(1, 2), (16, 5)]
+    assert memory_bank(run).pointer == 5
+    assert run.checkpoint.step == 40
+
+
+def test_rows_of_the_end_are_those_of_the_latest_checkpoint(tmp_path: Path) -> None:
+    run = recorded(tmp_path, *rows(40, 1.0), pointer(40, 9), *rows(40, 2.0))
+    assert memory_bank(run).checkpoint is run.checkpoint
+    assert (memory_bank(run).rows("image") == 2.0).all()
+
+
+def test_the_first_and_the_newest_rows_are_kept(tmp_path: Path) -> None:
+    looks = [record for step in range(1, 9) for record in (*rows(step, step), pointer(step, step))]
+    assert [bank.checkpoint.step for bank in banks(recorded(tmp_path, *looks))] == [1, *range(9 - NEWEST, 9)]
+
+
+def test_a_bank_of_which_only_the_names_are_known_has_no_rows(tmp_path: Path) -> None:
+    run = recorded(tmp_path, pointer(40, 9))
+    assert not banks(run)
+    with pytest.raises(Missing, match="no values"):
+        memory_bank(run).look()
+
+
+def test_losses_say_which_candidates_carry_a_gradient(tmp_path: Path) -> None:
+    reach = {
+        "kind": "reach",
+        "site": 0,
+        "name": "loss.py:3",
+        "of": "softmax",
+        "anchors": True,
+        "columns": 8,
+        "reached": 4,
+    }
+    older = {"kind": "loss", **LOSS}
+    run = recorded(tmp_path, reach, older, {**older, "forward": 2, "twins": 1.0})
+    (site,) = run.watched.first.sites
+    assert site.reach == Reach(anchors=True, columns=8, reached=4)
+    assert site.candidates.tolist() == [7.5, 7.5]
+    assert site.twins is not None
+    np.testing.assert_array_equal(site.twins, [np.nan, 1.0])
+    assert (site.targets, site.offset) == ("shifted", 4)
+
+
+def test_a_loss_with_a_graph_and_no_call_is_left_out(tmp_path: Path) -> None:
+    reach = {
+        "kind": "reach",
+        "site": 0,
+        "name": "loss.py:3",
+        "of": "softmax",
+        "anchors": True,
+        "columns": 8,
+        "reached": 4,
+    }
+    assert recorded(tmp_path, reach).watched.first.sites == ()
+
+
+def test_ranks_are_told_by_their_hashes(tmp_path: Path) -> None:
+    hashes = {"kind": "digest", "step": 3, "values": {"bank.image_queue": "abc"}}
+    updates = [
+        {"kind": "updates", "step": step, "ratios": {}, "digest": digest} for step, digest in ((1, "p"), (2, ""))
+    ]
+    recorded(tmp_path, hashes, *updates)
+    run = recorded(tmp_path, {**hashes, "values": {"bank.image_queue": "xyz"}}, *updates, rank=1)
+    assert [rank.digests for rank in run.watched.ranks] == [
+        {"bank.image_queue": {3: image}, "parameters": {1: "p"}} for image in ("abc", "xyz")
+    ]
