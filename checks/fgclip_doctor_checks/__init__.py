@@ -44,6 +44,7 @@ from fgclip_doctor_checks.losses.loss_noise_is_sampling import loss_noise_is_sam
 from fgclip_doctor_checks.losses.loss_not_finite import loss_not_finite
 from fgclip_doctor_checks.losses.loss_oscillates import loss_oscillates
 from fgclip_doctor_checks.losses.loss_plateau import loss_plateau
+from fgclip_doctor_checks.losses.single_candidate import single_candidate
 from fgclip_doctor_checks.losses.yardstick_moved import yardstick_moved
 from fgclip_doctor_checks.ranks.gather_without_gradient import gather_without_gradient
 from fgclip_doctor_checks.ranks.negatives_local import negatives_local
@@ -108,6 +109,7 @@ CHECKS: tuple[Check, ...] = (
     loss_not_finite,
     dead_loss_term,
     loss_plateau,
+    single_candidate,
     too_few_candidates,
     duplicate_captions,
     degenerate_regions,

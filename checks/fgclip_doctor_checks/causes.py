@@ -12,6 +12,8 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD105", "FGD103", "blocks behind frozen inputs get no gradient"),
     Cause("FGD707", "FGD103", "texts that are all alike give the tables of the text tower no gradient"),
     Cause("FGD101", "FGD104", "what is frozen doesn't change"),
+    Cause("FGD707", "FGD104", "texts that are all alike leave a loss without a gradient for its scale"),
+    Cause("FGD707", "FGD507", "hard negatives that are all alike cost ln 11, whatever is learnt"),
     Cause("FGD102", "FGD104", "what no group holds doesn't change"),
     Cause("FGD103", "FGD104", "what gets no gradient doesn't change"),
     Cause("FGD106", "FGD104", "updates that round to nothing change nothing"),
@@ -83,6 +85,9 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD107", "FGD508", "a part at the wrong rate stands still"),
     Cause("FGD601", "FGD508", "few candidates leave few bits to gain"),
     Cause("FGD602", "FGD508", "copies among the candidates set a floor"),
+    Cause("FGD509", "FGD103", "a softmax over one candidate has no gradient"),
+    Cause("FGD509", "FGD104", "a softmax over one candidate moves nothing"),
+    Cause("FGD509", "FGD303", "a softmax over one candidate says nothing of its scale"),
     # data and ranks
     Cause("FGD604", "FGD603", "boxes of another frame look inverted or out of the image", case="frame"),
     Cause("FGD802", "FGD803", "features of models that differ don't match across ranks"),
