@@ -33,6 +33,7 @@ class CoreBase:
     width: int = 64
     scale: float = LOGIT_SCALE_CAP
     seed: int = 100
+    rate: float = 7e-3
 
     def make(self, directory: Path, base: Path | None) -> None:
         learning = TrainConfig(
@@ -42,7 +43,7 @@ class CoreBase:
             micro_batch=16,
             scenes=SCENES,
             seed=self.seed,
-            learning_rate=7e-3,
+            learning_rate=self.rate,
             warmup_steps=20,
             save_steps=260,
         )
@@ -175,6 +176,7 @@ def tuned(
     model: Mapping[str, Any] | None = None,
     resume_at: int | None = None,
     ranks: int = 1,
+    base_rate: float = CoreBase.rate,
     **settings: Any,
 ) -> CoreRun:
     """A fine-tuning of FG-CLIP's kind: a region head of its own, a bank, learning rates by part."""
@@ -191,7 +193,7 @@ def tuned(
         "save_steps": 45,
     }
     return CoreRun(
-        start=CoreBase(width=width, scale=scale),
+        start=CoreBase(width=width, scale=scale, rate=base_rate),
         width=width,
         model={**plain, **(with_bank if bank else {}), **(model or {})},
         settings={**usual, **settings},

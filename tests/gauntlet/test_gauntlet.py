@@ -17,13 +17,12 @@ from tests.gauntlet.views import View
 
 NAMED = (
     "bank never enabled",
-    "bank rows not unit",
     "region head in no group",
     "parameters in bf16",
-    "fork: region head detached",
+    "region head detached, from scratch",
     "plain: NaN hidden by the Trainer",
 )
-SILENT = ("tuned, seed 0", "tuned, resumed", "scratch, its first steps", "fork, seed 0", "plain, adapters")
+SILENT = ("tuned, seed 0", "tuned, a few steps", "scratch, its first steps", "plain, from scratch")
 
 
 @pytest.fixture

@@ -119,6 +119,7 @@ class PlainRun:
         stated = {
             "micro_batch": settings["per_device_train_batch_size"],
             "candidates": max(settings["per_device_train_batch_size"], 2),  # one term alone, and no bank
+            "scale": 14.3 if self.start is None else 100,
             "accumulation": settings["gradient_accumulation_steps"],
             "dimension": self.width,
             "max_steps": settings["max_steps"],
