@@ -1,10 +1,14 @@
 """FGD202: bank rows that were drawn, not encoded."""
 
 from collections.abc import Iterator
+from math import expm1, log
 
-from fgclip_doctor import Finding, Missing, Run, Severity, check
-from fgclip_doctor.bank import Rows, memory_bank, warmup_over
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theory
+from fgclip_doctor.bank import Bank, Rows, memory_bank, warmup_over
+from fgclip_doctor.terms import scale_of
 from fgclip_doctor_checks.causes import explaining
+
+NOTHING = 0.1  # nats that a loss may gain from rows which cost nothing
 
 
 @check("FGD202", "bank-holds-noise", Severity.ERROR)
@@ -41,11 +45,30 @@ def bank_holds_noise(run: Run) -> Iterator[Finding]:
             f"look like random vectors in all {len(rows.evidence())} respects that were tested: as "
             "negatives they teach nothing.",
             where=bank.keys[rows.modality].name,
-            evidence=rows.evidence(),
+            evidence=(*rows.evidence(), *_free(run, bank)),
             explained_by=explaining("FGD202"),
         )
     if not noisy and all(rows.verdict == "undecided" for rows in whole):
         raise Missing(f"{whole[0].count} rows of width {bank.dimension} are too few to tell from random ones")
+
+
+def _free(run: Run, bank: Bank) -> Iterator[Evidence]:
+    """From which cosine on a pair pays nothing for rows of noise, and so learns nothing from them."""
+    role = "region" if run.has_role("scale.region") else "global"
+    try:
+        scale, source = scale_of(run, role)
+    except Missing:
+        return
+    level = theory.null(anchors=1, candidates=bank.size, scale=scale, dimension=bank.dimension).level
+    cosine = (level - log(expm1(NOTHING))) / scale
+    if cosine < 1:
+        yield Evidence(
+            name="cosine of a pair that pays nothing for these rows",
+            value=round(cosine, 3),
+            why=f"from it on, {bank.size} random rows of width {bank.dimension} add under {NOTHING:g} nats to its loss "
+            f"at scale {scale:.4g}, so a low loss is no merit: ln (1 + exp({level:.3g} - {scale:.4g} cos))",
+            source=source,
+        )
 
 
 def _covered(rows: Rows, found: list[Rows]) -> bool:

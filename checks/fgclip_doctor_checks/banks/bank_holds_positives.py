@@ -29,12 +29,12 @@ def bank_holds_positives(
         ln (1 + m), which is 0.69 for one, however good the features are.
     Evidence: The best of: a recording, in which the positive's very logit stands among the candidates once more for
         95 % of the anchors of the last three calls, image to text and text to image: the batch was enqueued before its
-        loss. The candidates, recorded or logged: those that the bank brings are all its rows, so none is masked, while over a
-        share `anchors` of the rows have another with their caption (by the ids kept beside the rows, else by a cosine
-        within `same` of 1, five times as often as rows that are merely close show it). Duplicates alone, where nothing
-        is kept beside the rows that a mask could be made from. Or, of a bank that isn't filled yet and keeps no ids, a
-        size of `reuse` times the pairs of the data: reshuffled each epoch, an anchor then meets its own last visit with
-        a probability of (K/N)^2 / 2.
+        loss. The candidates, recorded or logged: those that the bank brings are all its rows, so none is masked, while
+        over a share `anchors` of the rows have another with their caption (by the ids kept beside the rows, else by a
+        cosine within `same` of 1, five times as often as rows that are merely close show it). Duplicates alone, where
+        nothing is kept beside the rows that a mask could be made from. Or, of a bank that isn't filled yet and keeps no
+        ids, a size of `reuse` times the pairs of the data: reshuffled each epoch, an anchor then meets its own last
+        visit with a probability of (K/N)^2 / 2.
     Benign: Duplicates that are masked, as rows of the anchor's own caption or id should be: fewer candidates than rows
         show it. MoCo lives with positives for 6 % of its anchors. In a narrow cone all rows are near each other.
     Fix: Keep the caption's or the sample's id beside each row, and mask equal ids; enqueue after the loss; a bank of a

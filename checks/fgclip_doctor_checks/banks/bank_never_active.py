@@ -45,7 +45,7 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
                     name="optimizer steps done",
                     value=steps_done(run, bank.checkpoint),
                     expected=f"bank in use after {warmup.value}" if warmup else "bank in use",
-                    why=f"{forwards(run, bank.checkpoint)} forwards; the warmup is over, whatever clock it is counted in",
+                    why=f"{forwards(run, bank.checkpoint)} forwards; the warmup is over by every clock",
                     source=str(warmup.source) if warmup else bank.checkpoint.path,
                 ),
                 *_candidates(run, bank),

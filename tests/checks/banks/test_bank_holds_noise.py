@@ -60,6 +60,15 @@ def test_carries_its_proof_and_its_cause() -> None:
     assert all("standard deviations" in one.why and one.source for one in finding.evidence)
 
 
+def test_says_from_which_cosine_on_noise_costs_nothing() -> None:
+    rows, anchors = (features.noise(np.random.default_rng(seed), count, 256)[0] for seed, count in ((4, 4096), (5, 64)))
+    finding = next(iter(bank_holds_noise(bank_run(saved((rows, rows[::-1]), pointer=0, full=True), scale=100.0))))
+    free = finding.evidence[-1].value
+    assert isinstance(free, float)
+    level = np.log(np.exp(100 * anchors @ rows.T).sum(axis=1)).mean()
+    assert np.log1p(np.exp(level - 100 * free)) == pytest.approx(0.1, abs=0.03)  # nats that such a pair pays
+
+
 @pytest.mark.parametrize("encoder", features.ENCODED)
 @pytest.mark.parametrize(("pointer", "full"), [(0, True), (100, True), (128, False), (128, None)])
 def test_quiet_on_encoded_rows(encoder: Any, pointer: int, full: bool | None) -> None:
