@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, events
 from fgclip_doctor.bank import Bank, Drift, memory_bank
 from fgclip_doctor.ring import rows_per_step, spans
 from fgclip_doctor_checks.causes import explaining
@@ -10,7 +10,7 @@ from fgclip_doctor_checks.causes import explaining
 
 @check("FGD207", "bank-stale", Severity.WARNING)
 def bank_stale(
-    run: Run, *, drift: float = 0.5, errors: float = 10.0, turns: float = 1.5, share: float = 0.25
+    run: Run, *, drift: float = 0.5, errors: float = 10.0, turns: float = 1.5, share: float = 0.25, early: int = 50
 ) -> Iterator[Finding]:
     """Rows of the memory bank are far behind the encoder that they are compared with.
 
@@ -20,8 +20,10 @@ def bank_stale(
         the steps between suffice for `turns` of the ring. Or one: the mean of the older half of the ring is off that
         of the newer one by more than `drift` times the spread within the halves (squared lengths), and by `errors`
         times what halves of rows that don't drift show.
-    Benign: Drift that is small beside the spread, as late in training at rates of 1e-6, whatever the age. Data in
-        sorted order or a curriculum moves the mean without any drift of the encoder: shuffle before believing this.
+    Benign: The first `early` steps, the learning rate's warmup and 5 % of the run, in which features move and settle:
+        the halves aren't compared there. Drift that is small beside the spread, as late in training at rates of 1e-6,
+        whatever the age. Data in sorted order or a curriculum moves the mean without any drift of the encoder: shuffle
+        before believing this.
     Fix: A smaller bank, a later start (XBM waits for 1,000 steps or more), a smaller learning rate, or keys of a
         momentum encoder. Rows that stand still: look at what keeps the enqueue from running.
     Sources: Wang et al. 2020, "Cross-Batch Memory for Embedding Learning" (slow drift, and when to start); He et al.
@@ -39,6 +41,9 @@ def bank_stale(
             explained_by=explaining("FGD207", "still"),
         )
         return
+    step = bank.checkpoint.step
+    if step is not None and step < max(early, events.warmed_up(run), 0.05 * run.number("max_steps", 0.0)):
+        raise Missing("the run is at its start, where features move and settle")
     found = bank.drift()
     worst = max(found, key=lambda one: one.share)
     if worst.share > drift and worst.ratio > errors:

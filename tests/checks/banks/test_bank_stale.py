@@ -59,6 +59,16 @@ def test_flips_at_the_drift() -> None:
     assert not list(bank_stale(run, drift=share + 0.01))
 
 
+def test_flips_at_the_end_of_the_start() -> None:
+    def run(step: int, **facts: float) -> Run:
+        return bank_run(saved(drifting(1.5), pointer=0, full=True, step=step), **facts)
+
+    assert list(bank_stale(run(50)))
+    for early in (run(49), run(199, warmup_steps=200), run(99, max_steps=2000)):
+        with pytest.raises(Missing, match="at its start"):
+            list(bank_stale(early))
+
+
 @pytest.mark.parametrize("encoder", features.ENCODED)
 def test_quiet_on_rows_of_one_encoder(encoder: object) -> None:
     rows = encoder(np.random.default_rng(2), 128, 64)  # type: ignore[operator]
