@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fgclip_doctor import dynamics, events, theory
 from fgclip_doctor.run import Missing, Run, Series
-from fgclip_doctor.terms import Term, logged_candidates, terms
+from fgclip_doctor.terms import Term, logged_candidates, sites, terms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,12 @@ class Course:
 
 
 def courses(run: Run) -> list[Course]:
-    """Every logged loss: each term, and the total only where no term was logged."""
+    """Every loss: each term, and the total only where no term was logged."""
+    if any(sites(run)):
+        seen = [one for one in terms(run) if isinstance(one, Term)]
+        return [
+            Course(one.name, one.series, one, *dynamics.finite(one.series.steps, one.series.values)) for one in seen
+        ]
     try:
         known = {one.name: one for one in terms(run) if isinstance(one, Term)}
     except Missing:

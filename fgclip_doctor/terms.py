@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, exp, floor, log, nan, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgclip_doctor import dynamics, events, theory
 from fgclip_doctor.bank import Bank, memory_bank
-from fgclip_doctor.run import Missing, Run, Series
+from fgclip_doctor.recorded import LossSite
+from fgclip_doctor.run import Missing, Run, Series, Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 HARD_CANDIDATES = 11  # FG-CLIP, arXiv 2505.05071: one caption and ten hard negatives of it
 SCALE_ROLE = {"global": "scale.global", "total": "scale.global", "region": "scale.region", "hard": "scale.hard"}
 MOST_CANDIDATES = 1e12
+MOST_SCALE = 1000.0
 ASSUMED_DIMENSION = 512  # of CLIP's base models, where nothing says it: the null level depends on it weakly
 BRANCH_WORDS = {"region": r"region|roi|box|fine_?-?grain|dense|local", "hard": r"hard|hneg"}  # in the names of scales
 DERIVED = ("gradient norm/", "update ratio/")  # series that bear a tensor's name and aren't its value
@@ -105,7 +107,15 @@ def null_of(*, anchors: float, candidates: float, scale: float, dimension: int) 
 
 
 def terms(run: Run) -> Iterator[Term | Missing]:
-    """Every logged loss term that can be read, and for each that can't the reason."""
+    """Every loss term that can be read, and for each that can't the reason: as logged, or as seen where it is computed.
+
+    What was logged goes by the names that its training gave it, and is known at every step; but only a recording tells
+    the candidates of a loss and the spread of its logits.
+    """
+    seen = list(sites(run))
+    if seen:
+        yield from (_of_site(run, site) for site in seen)
+        return
     logged = [name for name in ("global", "region", "hard", "total") if run.roles.get(f"loss.{name}") in run.series]
     if not logged:
         raise Missing("no loss was logged")
@@ -116,6 +126,64 @@ def terms(run: Run) -> Iterator[Term | Missing]:
             yield _term(run, name)
         except Missing as reason:
             yield reason
+
+
+def sites(run: Run) -> Iterator[LossSite]:
+    """The contrastive losses that a recording saw being computed, with a gradient, by its first rank."""
+    for site in run.recording.first.sites if run.recording else ():
+        if site.contrastive and site.gradient and float(site.candidates.max()) >= 2:
+            yield site
+
+
+def by_step(run: Run, site: LossSite, values: NDArray[np.floating[Any]], what: str) -> Series:
+    """What was seen of a site, as the mean of its calls in each step."""
+    import numpy as np
+
+    steps, which, calls = np.unique(site.steps, return_inverse=True, return_counts=True)
+    means = np.bincount(which, weights=values) / calls
+    return Series(f"{what} at {site.name}", steps, means, Source(run.watched.first.path, site.name))
+
+
+def _of_site(run: Run, site: LossSite) -> Term:
+    """The scale is that at which the logits of unaligned features spread as these do, so their level is theirs."""
+    import numpy as np
+
+    series = by_step(run, site, site.loss, "loss")
+    before, candidates, since = _last_stretch(by_step(run, site, site.candidates, "candidates"))
+    there = site.steps >= since
+    anchors, level = float(site.anchors[there].mean()), float(np.nanmean(site.null[there]))
+    try:
+        dimension = dimension_of(run)
+    except Missing:
+        dimension = ASSUMED_DIMENSION
+    sigmoid = site.kind == "sigmoid"
+    scale = None if sigmoid else scale_with_level(level, anchors=anchors, candidates=candidates, dimension=dimension)
+    return Term(
+        name=site.name,
+        series=series,
+        anchors=anchors,
+        candidates=candidates,
+        before=before,
+        since=since,
+        counted=f"{candidates:.4g} as seen in its logits",
+        scale=scale,
+        scale_source="by the spread of its logits" if scale else "the spread of its logits was not recorded",
+        dimension=dimension,
+        accumulation=max(1, round(len(site.steps) / len(series.steps))),
+        sigmoid=sigmoid,
+    )
+
+
+def scale_with_level(level: float, *, anchors: float, candidates: float, dimension: int) -> float | None:
+    """The scale at which unaligned features have their null level at `level`; None for no scale that a softmax has."""
+    low, high = 0.0, MOST_SCALE
+    if not log(candidates) - 1e-6 <= level <= MOST_SCALE:
+        return None
+    for _ in range(24):
+        middle = (low + high) / 2
+        null = null_of(anchors=anchors, candidates=candidates, scale=middle, dimension=dimension)
+        low, high = (middle, high) if null.level < level else (low, middle)
+    return high
 
 
 def counts(run: Run, name: str) -> tuple[float, float, str, tuple[str, ...]]:
@@ -227,13 +295,19 @@ def _scale_and_width(run: Run, name: str) -> tuple[float | None, str, int]:
 
 def logged_candidates(run: Run, name: str) -> Series | None:
     """The log of a term's candidates, where the training wrote one beside its loss; of a lone term, under any name."""
+    site = next((one for one in sites(run) if one.name == name), None)
+    if site is not None:
+        return by_step(run, site, site.candidates, "candidates")
     named = [key for key in run.series if "candidates" in key.lower() and run.series[key].values.size]
     own = next((run.series[key].standing for key in named if name in key.lower()), None)
     return run.series[named[0]].standing if own is None and name == "total" and len(named) == 1 else own
 
 
 def logged_beside(run: Run, term: Term, kind: str) -> Series | None:
-    """Another log of the term: "margin" or "acc" (top-1), by name."""
+    """Another log of the term: "margin" or "acc" (top-1), by name; of one that was seen being computed, that."""
+    site = next((one for one in sites(run) if one.name == term.name), None)
+    if site is not None:
+        return by_step(run, site, site.null - site.loss if kind == "margin" else site.top1, kind)
     return next((one for key, one in run.series.items() if kind in key.lower() and term.name in key.lower()), None)
 
 

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
@@ -476,12 +477,15 @@ class Recorder:
 
 
 class Pace:
-    """Which steps are looked at: the first all, then ever fewer, and fewer where looking is dear."""
+    """Which steps are looked at: the first all, then ever fewer, and fewer where looking is dear.
+
+    Those are multiples of `every`, times a power of two, so that ranks which can afford different paces still look at
+    the same steps now and then.
+    """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.looking = True  # whether the step under way is looked at
-        self.looked_at = 0
         self.looked_last = True
         self.spent = self.look_cost = 0.0  # seconds of our own
         self.step_time = self.step_ended = 0.0  # seconds of a step without us; when the last one ended
@@ -494,11 +498,9 @@ class Pace:
         elif not self.looked_last:  # a step between two that weren't looked at
             self.step_time = now - self.step_ended
         self.spent, self.looked_last, self.step_ended = spent, self.looking, now
-        affordable = int(self.look_cost / (BUDGET * self.step_time)) if self.step_time and step >= EARLY_STEPS else 0
-        every = max(self.every, affordable, step // LONG_RUN)
-        self.looking = step < DENSE_STEPS or step >= self.looked_at + every
-        if self.looking:
-            self.looked_at = step
+        affordable = self.look_cost / (BUDGET * self.step_time) if self.step_time and step >= EARLY_STEPS else 0.0
+        wanted = max(1.0, affordable / self.every, step / (LONG_RUN * self.every))
+        self.looking = step < DENSE_STEPS or (step + 1) % (self.every << ceil(log2(wanted))) == 0
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from math import log2
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.recorded import LossSite
-from fgclip_doctor.terms import Term, bank_rows, counts, terms
+from fgclip_doctor.terms import Term, bank_rows, counts, sites, terms
 from fgclip_doctor_checks.causes import explaining
 
 
@@ -61,11 +61,10 @@ def _terms(run: Run) -> Iterator[tuple[str, float, str, str]]:
     if "loss_kind" in run.facts and run.facts["loss_kind"].value == "sigmoid":
         raise Missing("a sigmoid loss has no bound by its candidates")
     watched = run.watched.first if run.recording else None
-    sites = [one for one in watched.sites if _in_batch(one)] if watched else []
-    if watched and sites:
+    if watched and any(sites(run)):
         import numpy as np
 
-        for site in sites:
+        for site in filter(_in_batch, watched.sites):
             yield site.name, float(np.median(site.candidates)), "as recorded", watched.path
         return
     found = False
