@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -60,4 +59,6 @@ class Finding:
     @property
     def fingerprint(self) -> str:
         """Names the fault across runs of the doctor: its code and its place, not the numbers, which drift."""
+        import hashlib  # loads OpenSSL, which only a report has need of
+
         return hashlib.sha256(f"{self.code}\0{self.where}".encode()).hexdigest()[:16]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from statistics import median
 
 from fgclip_doctor.recorded import LossSite, Rank, Recording
 from fgclip_doctor.run import Missing, Run
@@ -21,6 +20,8 @@ class Matrix:
     @property
     def anchors(self) -> float:
         """On one rank, in a forward."""
+        from statistics import median  # imports decimal and random, which every command would wait for
+
         return float(median(float(median(site.anchors)) for site in self.sites.values()))
 
     @property

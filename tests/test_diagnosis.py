@@ -82,6 +82,13 @@ def test_causes_come_before_their_symptoms() -> None:
     assert findings[2].explained_by == ("LAB003",)
 
 
+def test_a_cause_may_be_asked_for_at_one_place() -> None:
+    here, elsewhere = rule("LAB001", because=("LAB003@LAB003",)), rule("LAB002", because=("LAB003@LAB002",))
+    findings = {one.code: one for one in diagnose(RUN, [here, elsewhere, rule("LAB003")]).findings}  # at its code
+    assert findings["LAB001"].explained_by == ("LAB003",)
+    assert findings["LAB002"].explained_by == ()
+
+
 def test_codes_that_explain_each_other_are_both_reported() -> None:
     findings = diagnose(RUN, [rule("LAB001", because=("LAB002",)), rule("LAB002", because=("LAB001",))]).findings
     assert {finding.code for finding in findings} == {"LAB001", "LAB002"}

@@ -35,6 +35,18 @@ def test_the_docstring_is_the_explanation() -> None:
     assert rule.thresholds == {"limit": 2.0}
 
 
+def test_the_guide_is_the_markdown_file_beside_the_check(tmp_path: Path) -> None:
+    file = tmp_path / "lab_checks.py"
+    lines = ["from fgclip_doctor import Severity, check", "@check('LAB001', 'a-rule', Severity.INFO)", "def f(run):"]
+    file.write_text("\n".join([*lines, "    'Something is off.'"]), "utf-8")
+    namespace: dict[str, Check] = {}
+    exec(compile(file.read_text("utf-8"), str(file), "exec"), namespace)  # type: ignore[arg-type]
+    assert namespace["f"].guide == {}
+    (tmp_path / "a_rule.md").write_text("## Formula\n\nx > 1\n\n## PyTorch\n\n```python\nx = 1\n```\n", "utf-8")
+    again = Check("LAB001", "a-rule", Severity.INFO, namespace["f"].function)
+    assert again.guide == {"Formula": "x > 1", "PyTorch": "```python\nx = 1\n```"}
+
+
 @pytest.mark.parametrize(("code", "name"), [("lab1", "x"), ("LAB1", "x"), ("LAB001", "No Spaces"), ("LAB001", "")])
 def test_a_malformed_code_or_name_is_refused(code: str, name: str) -> None:
     with pytest.raises(RegistryError):

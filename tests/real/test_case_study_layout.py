@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fgclip_doctor.diagnosis import Report, diagnose
+from fgclip_doctor.findings import Severity
 from fgclip_doctor.registry import installed_checks
 from fgclip_doctor.sources import load
 from tests.real.conftest import Kept
@@ -46,6 +47,13 @@ def test_bank_never_active(report: Report) -> None:
     (finding,) = [one for one in report.findings if one.code == "FGD201"]
     assert not finding.explained_by
     assert not [one for one in report.findings if one.code == "FGD202" and "FGD201" not in one.explained_by]
+
+
+def test_the_report_leads_with_causes(report: Report) -> None:
+    explained = [bool(finding.explained_by) for finding in report.findings]
+    assert explained == sorted(explained), [finding.code for finding in report.findings]
+    assert report.findings[0].severity is Severity.ERROR
+    assert all("FGD106" in one.explained_by for one in report.findings if one.code == "FGD303")
 
 
 def test_every_head_got_a_gradient(report: Report) -> None:

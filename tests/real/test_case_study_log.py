@@ -40,6 +40,8 @@ def test_at_chance_before_and_after_the_bank_came_on(tmp_path: Path, seed: int) 
     assert "region" in found["FGD501"].where.lower()
     assert "the bank did switch on" in found["FGD502"].message
     assert found["FGD502"].evidence[0].step == 52
+    assert report.findings[0].code == "FGD501"
+    assert found["FGD502"].explained_by == found["FGD504"].explained_by == ("FGD501",)
 
 
 def test_a_region_loss_that_learns_across_the_same_jump_is_no_fault(tmp_path: Path) -> None:

@@ -49,8 +49,13 @@ def test_ten_lines_of_the_run_this_project_was_born_from(tmp_path: Path, every: 
         lines = ["step,global_loss,region_loss,logit_scale_finegraind,learning_rate"]
         rows = zip(GLOBAL, REGION, strict=True)
         lines += [f"{every * n},{a},{b},2.656250,5e-06" for n, (a, b) in enumerate(rows, 1)]
-    found = by_code(audited(tmp_path, lines, **facts))
+    report = audited(tmp_path, lines, **facts)
+    found = by_code(report)
     assert found.keys() >= {"FGD303", "FGD501", "FGD502", "FGD504"}
+    order = [finding.code for finding in report.findings]
+    assert order[:2] == ["FGD501", "FGD303"]  # the cause of both curves first, and what holds the scale
+    assert order[-2:] == ["FGD502", "FGD504"]  # what "explodes" and "oscillates" are symptoms of it
+    assert found["FGD502"].explained_by == found["FGD504"].explained_by == ("FGD501",)
     assert not found.keys() & {"FGD201", "FGD503", "FGD505"}  # the bank ran, and nothing is unstable
     assert "at chance, as it was before its bank came on" in found["FGD501"].message
     assert "the bank did switch on" in found["FGD502"].message

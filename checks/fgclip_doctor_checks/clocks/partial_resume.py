@@ -16,7 +16,8 @@ def partial_resume(run: Run, *, tolerance: float = 0.002) -> Iterator[Finding]:
     accumulation's multiple of Adam's, or any where that isn't known); parameters that are updated less often; steps
     that float16 skipped; a scheduler that counts evaluations; weights saved alone.
     Fix: resume from a checkpoint that holds optimizer, scheduler and trainer state, or start a new run from its weights
-    on purpose, with its own warmup.
+    on purpose, with its own warmup. The trainer compares a few arguments on a resume (batch, steps of logging, saving
+    and evaluation), and never the rate, the schedule, the losses' weights or the data.
     Sources: transformers.Trainer._load_optimizer_and_scheduler (needs both files); accelerate's AcceleratedScheduler.
     """
     checkpoint = run.checkpoint

@@ -24,7 +24,8 @@ def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05, sho
     against them. A warmup of half the run. Restarts. A rate printed as 0.0000. A run that was stopped, or planned for
     fewer than `shortest` steps, as one that tries the settings of a longer run.
     Fix: step the scheduler once per optimizer step, and give it the number of optimizer steps; don't pass it through
-    accelerator.prepare unless its length is multiplied too. warmup_ratio=0.05 keeps the warmup in proportion.
+    accelerator.prepare unless its length is multiplied too. To multiply a warmup by the number of processes is right
+    for accelerate alone, and wrong for transformers' Trainer. warmup_ratio=0.05 keeps the warmup in proportion.
     Sources: huggingface/transformers#24088 (num_processes times too fast); Lightning-AI/pytorch-lightning#1476.
     """
     steps = run.facts.get("max_steps")

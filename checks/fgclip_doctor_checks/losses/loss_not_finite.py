@@ -21,7 +21,8 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
     Benign: infinities in attention masks; single records without a value, of a term that a batch had nothing for; a
         gradient norm that overflows while a GradScaler finds its scale; a true 0.0, whose gradient norm is finite.
     Fix: go back to the last sound checkpoint, set logging_nan_inf_filter=False, stop the run on a loss that is not
-        finite, and look for fp16 parameters, rows of zero norm, or batches with nothing selected.
+        finite, and look for fp16 parameters, rows of zero norm, or batches with nothing selected. A finite log, or a
+        finite train_loss at the end, does not say that there was no NaN.
     Sources: transformers.TrainingArguments.logging_nan_inf_filter; huggingface/trl#6702 (a corrupted run with a clean
         loss curve).
     """

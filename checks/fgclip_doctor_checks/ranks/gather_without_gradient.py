@@ -21,7 +21,7 @@ def gather_without_gradient(run: Run) -> Iterator[Finding]:
     Benign: Rows of a bank are constants by design, and don't count. A locked tower gives constant candidates in one
         direction only. Keys of a momentum encoder are constants too: then all towers that give keys are frozen copies.
     Fix: Gather with `torch.distributed.nn.all_gather` or an autograd function whose backward sums over ranks. Don't
-        multiply by the number of ranks on top of it: with DistributedDataParallel's mean the gradient is then exact.
+        multiply or divide by the number of ranks on top: with DistributedDataParallel's mean the gradient is exact.
     Sources: Long-CLIP ed8ccfb; facebookresearch/SLIP#31; mlfoundations/open_clip#616; lightly-ai/lightly#1531.
     """
     recording = several(run)
