@@ -1,11 +1,13 @@
 """FGD205: rows that are lost where the ring ends."""
 
 from collections.abc import Callable, Iterator
-from math import gcd
+from math import ceil, gcd
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import Bank, memory_bank
-from fgclip_doctor.ring import Span, pointers, rows_per_forward, spans
+from fgclip_doctor.ring import Pointers, Span, pointers, rows_per_forward, rows_per_step, spans
+
+STATED = 0.03  # of pointers that are multiples of the stated rows of a forward by luck: two looks at a ring of 21 by 8
 
 
 @check("FGD205", "bank-wraparound", Severity.WARNING)
@@ -17,7 +19,7 @@ def bank_wraparound(run: Run, *, share: float = 0.01, luck: float = 1e-3) -> Ite
     Evidence: Any of four. Two checkpoints or looks of a recording: the rows from some place to the end of the ring
         are bit-identical, though the pointer has passed beyond that place's start or turned. A log of the pointer, or
         checkpoints: of a full ring all pointers are multiples of one number, which doesn't divide its size; a ring
-        that goes on where it started over shows that with a probability under `luck` (or 1 in 50, where that number is
+        that goes on where it started over shows that with a probability under `luck` (or 3 %, where that number is
         the rows of a forward). A log of each step in which every turn ends at row 0, as unlikely. Zero rows
         at the end of a bank that says that it is full.
     Benign: A size that the batch doesn't divide is no fault by itself: an index modulo the size handles it. Less than a
@@ -87,8 +89,11 @@ def _resets(run: Run, bank: Bank, luck: float, share: float) -> tuple[str, Evide
         forward = 0.0
     stated = forward >= 2 and forward == int(forward) and unit % int(forward) == 0
     unit = int(forward) if stated else unit
-    lost, odds = unit - bank.size % unit, unit ** -float(len(full))
-    if unit < 2 or bank.size % unit == 0 or odds > (0.02 if stated else luck) or lost < share * bank.size:
+    if unit < 2 or bank.size % unit == 0 or (stated and _as_expected(run, known)):
+        return None
+    common, lost = gcd(unit, bank.size), unit - bank.size % unit
+    odds = float((ceil(bank.size / unit) * common / bank.size) ** (len(full) - (not stated)))  # one look told the unit
+    if odds > (STATED if stated else luck) or lost < share * bank.size:
         return None
     return (
         f"starts over at 0 in each turn: its pointer stands at multiples of {unit} only, which don't divide its "
@@ -96,11 +101,23 @@ def _resets(run: Run, bank: Bank, luck: float, share: float) -> tuple[str, Evide
         Evidence(
             name="what divides all pointers",
             value=unit,
-            expected=gcd(unit, bank.size),
+            expected=common,
             why=f"{len(full)} looks at a full ring; by luck with probability {odds:.1g}",
             source=known.source,
         ),
     )
+
+
+def _as_expected(run: Run, known: Pointers) -> bool:
+    """Whether the pointer is where a sound ring has it that gets the stated rows at every step."""
+    import numpy as np
+
+    try:
+        rows = rows_per_step(run)
+    except Missing:
+        return False
+    off = (np.diff(known.values) - rows * np.diff(known.steps)) % known.size
+    return bool((off[known.turned[1:]] == 0).all())
 
 
 def _landings(run: Run, luck: float, share: float) -> tuple[str, Evidence] | None:
