@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import log
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.parts import ELDER, TOWER_OF, planned_frozen, scales, tower
+from fgclip_doctor.parts import ELDER, TOWER_OF, branch_runs, planned_frozen, scales, tower, without_gradient
 from fgclip_doctor.provenance import half_ulp
 from fgclip_doctor.run import Checkpoint, Optimizer, Tensor
 from fgclip_doctor_checks.causes import explaining
@@ -21,8 +21,8 @@ def parameter_unchanged(run: Run, *, cap: float = log(100)) -> Iterator[Finding]
     Evidence: the bytes of the tensor in two checkpoints, or in the base. Heads and scales are compared, and every
     parameter whose gradients Adam's state proves.
     Benign: what was declared to be frozen; a tower that is frozen with its head; a temperature that is fixed
-    everywhere, or rests at its cap; a learning rate of zero, or one below the rounding of the stored type (a 16-bit
-    export hides small steps).
+    everywhere, or rests at its cap; the scale of a branch that is off, or whose loss has a weight of 0; a learning rate
+    of zero, or one below the rounding of the stored type (a 16-bit export hides small steps).
     Fix: build the optimizer after the last parameter is made, for assigning a new nn.Parameter orphans the old one.
     Where Adam's state shows no gradients, mend what explains this finding first.
     Sources: pytorch.org, torch.optim ("construct the optimizer after moving the model"); fastai/fastai#2133.
@@ -68,9 +68,20 @@ def _expected(run: Run, before: Checkpoint) -> Iterator[str]:
         body = body[:: max(1, len(body) // SAMPLE)]
         if ELDER.get(role) in moved or 2 * sum(_same(run, before, name) is False for name in body) > len(body):
             yield head.name
-    names = [scale.name for scale in scales(run).values()]
-    if any(_same(run, before, name) is False for name in names):
-        yield from names
+    temperatures = scales(run)
+    if any(_same(run, before, scale.name) is False for scale in temperatures.values()):
+        yield from (scale.name for role, scale in temperatures.items() if _branch_trains(run, role, moved))
+
+
+def _branch_trains(run: Run, role: str, moved: set[str]) -> bool:
+    """Whether a scale has a loss to learn from: that of a branch may be off, or have a weight of 0, on purpose."""
+    optimizer = run.checkpoint.optimizer
+    if role == "scale.global":
+        return True
+    if optimizer is None or not optimizer.names:
+        return role.replace("scale.", "head.") in moved
+    index = optimizer.index_of(run.roles[role])
+    return index is None or not without_gradient(optimizer, index) or branch_runs(run, role)
 
 
 def _same(run: Run, before: Checkpoint, name: str) -> bool | None:

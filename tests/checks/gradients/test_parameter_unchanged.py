@@ -69,6 +69,17 @@ def test_what_is_frozen_on_purpose_is_quiet(same: list[str]) -> None:
     assert not list(parameter_unchanged(two(same, adamw=False)))
 
 
+@pytest.mark.parametrize("adamw", [True, False], ids=["with optimizer state", "weights alone"])
+def test_the_scale_of_a_branch_with_a_loss_weight_of_zero_is_quiet(*, adamw: bool) -> None:
+    """Such a scale has gradients, and so moments, of zero; without them, nothing else of its branch moves."""
+    weights = {name: values for name, values in OLD.items() if name != "roi_projection.weight"}
+    still = "logit_scale_finegraind"
+    new = checkpoint({name: v if name == still else v * 1.01 for name, v in weights.items()}, 100).tensors
+    roles = {role: name for role, name in {**HEADS, **SCALES}.items() if name in weights}
+    last = checkpoint(new, 100, optimizer=adam(new, dead=[still]) if adamw else None)
+    assert not list(parameter_unchanged(run(checkpoint(weights, 50), last, roles=roles)))
+
+
 def test_a_scale_that_rests_at_its_cap_is_quiet() -> None:
     capped = {**OLD, "logit_scale": np.array(log(100))}
     moved = {name: values if name == "logit_scale" else values * 1.01 for name, values in capped.items()}
