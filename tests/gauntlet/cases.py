@@ -29,6 +29,7 @@ Codes = str | Hidden  # codes, separated by spaces
 NOT_LOGGED = Hidden("nothing that loops commonly log depends on it")
 NOT_SAVED = Hidden("it leaves the weights and the optimizer of a run that merely learns something else")
 TOO_SMALL = Hidden("in a model this small, too few matrices are clearly trained to tell what random ones mean")
+BRANCH_OFF = Hidden("a scale without a gradient is also that of a branch that is off on purpose")
 STILL_LEARNS = Hidden("the loss falls all the same, to a floor that a harder task could have too")
 
 
@@ -383,8 +384,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="hard negatives removed",
         run=tuned("negatives-removed"),
-        checkpoint="FGD103 FGD104 FGD507",
+        checkpoint=BRANCH_OFF,
         log=Hidden("a loss that never ran is not in the log"),
+        both="FGD507 FGD103",
     ),
     Fault(
         name="boxes of the unflipped image",
@@ -430,8 +432,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="hard loss constant",
         run=tuned("term-constant"),
-        checkpoint="FGD507 FGD103 FGD104",
+        checkpoint=BRANCH_OFF,
         log=Hidden("the features that it is made of learn from the other terms, so it falls with them"),
+        both="FGD507 FGD103",
     ),
     Fault(name="terms swallowed", run=tuned("terms-swallowed"), checkpoint="FGD507 FGD406", log="FGD507"),
     Fault(name="NaN hidden", run=tuned("nan-hidden", max_steps=40, save_steps=20), checkpoint="FGD506", log="FGD506"),
