@@ -87,7 +87,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD602", "FGD508", "copies among the candidates set a floor"),
     Cause("FGD509", "FGD103", "a softmax over one candidate has no gradient"),
     Cause("FGD509", "FGD104", "a softmax over one candidate moves nothing"),
-    Cause("FGD509", "FGD303", "a softmax over one candidate says nothing of its scale"),
+    Cause("FGD509", "FGD303", "a softmax over one candidate says nothing of its scale", case="no-gradient"),
     # data and ranks
     Cause("FGD604", "FGD603", "boxes of another frame look inverted or out of the image", case="frame"),
     Cause("FGD802", "FGD803", "features of models that differ don't match across ranks"),

@@ -49,7 +49,7 @@ def test_flips_where_a_step_reaches_half_an_ulp(lr: float, expected: int) -> Non
 
 def test_no_gradient_holds_a_scale() -> None:
     [finding] = logit_scale_frozen(trained(dead=["logit_scale"]))
-    assert finding.explained_by == ("FGD103",)
+    assert finding.explained_by == ("FGD103", "FGD509")
 
 
 def test_a_branch_that_does_not_run_is_quiet() -> None:
