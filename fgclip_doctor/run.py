@@ -303,6 +303,16 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Remark:
+    """What a program of the training said in words: all lines of one log that say it."""
+
+    kind: str  # one of `fgclip_doctor.sources.remarks.REMARKS`
+    source: Source  # the first of the lines
+    names: tuple[str, ...]  # what they name: tensors, a number
+    steps: NDArray[np.int64]  # optimizer steps done at each of them, as far as the log counts them
+
+
+@dataclass(frozen=True, slots=True)
 class Scale:
     """One logit scale: its role, the tensor that holds it, and its last value in log space."""
 
@@ -340,11 +350,14 @@ class Run:
     facts: dict[str, Fact] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was chosen while reading, where there was a choice
     recording: Recording | None = None
     repeated: Recording | None = None  # of the same command, started a second time
+    resumed: Run | None = None  # of a command that goes on from what this one saved
+    overfitted: Run | None = None  # of the same command, given its first batch again and again
     plan: Plan = field(default_factory=Plan)
     data: Annotations | None = None
 
@@ -436,6 +449,10 @@ class Run:
         for role in self.roles:
             if role.startswith("head.") and self.has_role(role):
                 yield role, self.role(role)
+
+    def said(self, kind: str) -> Remark | None:
+        """What the logs say in words of one kind: the log that says it most often, as several may be one's copies."""
+        return max((one for one in self.remarks if one.kind == kind), key=lambda one: len(one.steps), default=None)
 
     @property
     def step(self) -> int:

@@ -74,6 +74,7 @@ def load(
         checkpoints=tuple(one.checkpoint() for one in found if one.tensors or one.optimizer or one.scheduler),
         base=None if base is None else _read_base(base),
         events=[event for log in logs for event in log.events],
+        remarks=[remark for log in logs for remark in log.remarks],
         problems=list(dict.fromkeys(str(error) for one in told for error in one.problems)),
     )
     run.notes = [note for log in logs for note in log.notes]
@@ -141,7 +142,7 @@ def _read_there(path: Path, readers: dict[Path, object]) -> tuple[list[Found], l
         logs.insert(0, tensorboard_events.read(path, readers=readers))
     except Unreadable as error:
         found[0].problems.append(error.bare())
-    if all(one.empty for one in [*found, *outer]) and not any(log.series or log.facts for log in logs):
+    if all(one.empty for one in [*found, *outer]) and not any(log.series or log.facts or log.remarks for log in logs):
         problems = [str(error) for one in found for error in one.problems]
         problems += [line for log in logs for line in log.problems]
         if problems:

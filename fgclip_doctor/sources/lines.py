@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgclip_doctor.inert import inert
-from fgclip_doctor.run import Event, Run, Series, Source
+from fgclip_doctor.run import Event, Remark, Run, Series, Source
 from fgclip_doctor.sources import trainer
 from fgclip_doctor.sources.decimals import Columns, Number
 from fgclip_doctor.sources.files import Unreadable
@@ -26,11 +26,13 @@ from fgclip_doctor.sources.records import (
     MAX_SERIES,
     MAX_STEP,
     METRIC,
+    NOTHING,
     Clock,
     Reading,
     Record,
     Understand,
 )
+from fgclip_doctor.sources.remarks import Said
 from fgclip_doctor.sources.skeletons import MAX_LINE, Block, chunks
 
 MAX_KINDS = 10_000  # kinds of lines in a file; what comes after so many is left out
@@ -38,6 +40,7 @@ MAX_KINDS_BYTES = 32 << 20
 MAX_VARIANTS = 20_000  # readings of lines whose names have numbers in them
 MAX_POINTS = 1 << 20  # values kept of a series; of more, every other stretch is dropped
 STRETCH = 1 << 10
+MAX_NAMES = 512  # that remarks of one kind name
 PIECES = 64  # arrays of a series before they are joined to one
 MAX_RESUMES = 64
 
@@ -71,7 +74,7 @@ def collect(path: str | os.PathLike[str], understand: Understand, texts: Iterabl
     for text in chunks(path) if texts is None else texts:
         reader.take(text)
     log = reader.finish()
-    if not (reader.measured and log.run.series) and not log.run.facts:
+    if not (reader.measured and log.run.series) and not log.run.facts and not log.run.remarks:
         raise Unreadable(path, "nothing in it is understood as the log of a training")
     return log
 
@@ -104,11 +107,15 @@ def summary(run: Run) -> Iterator[str]:
         yield f"  {inert(series.name)}: {len(series.values):,} values, {steps}"
     yield from (f"  {fact.name} = {inert(str(fact.value))} ({inert(fact.source.key)})" for fact in run.facts.values())
     yield from (f"  {event.kind} at step {event.step}: {inert(event.detail)}" for event in run.events)
+    yield from (
+        f"  {remark.kind}: {len(remark.steps):,} lines, from line {remark.source.line}" for remark in run.remarks
+    )
 
 
 def _said(reading: Reading, line: Columns) -> str:
     said = [_told(record, line) for record in reading.records]
     said += [f"bank on: {inert(reading.bank_on)}"] if reading.bank_on else []
+    said += [reading.said.kind] if reading.said else []
     known = ", ".join(f"{fact.name} = {fact.value}" for fact in trainer.facts(reading.facts, ""))
     said += [f"arguments: {inert(known)}"] if known and not reading.records else []
     return "; ".join(said)
@@ -165,6 +172,15 @@ class _Column:
 
 
 @dataclass(slots=True)
+class _Remarks:
+    """The lines that say one thing in words, as they come in."""
+
+    line: int  # the first of them
+    names: dict[str, None] = field(default_factory=dict)
+    steps: _Column = field(default_factory=_Column)
+
+
+@dataclass(slots=True)
 class _Rows:
     """The records of some lines that are read alike. `keys` order them: the line, then the place in it."""
 
@@ -186,6 +202,7 @@ class _Reader:
         self._stated: dict[str, object] = {}
         self._bank_on: tuple[int, int, str] | None = None
         self._resumes: list[tuple[int, int, int]] = []
+        self._remarks: dict[str, _Remarks] = {}
         self._lines = self._understood = self._left_out = 0
         self.measured = False  # a line of the training itself was seen: what comes now is not its arguments
         self._rank: int | None = None
@@ -203,7 +220,7 @@ class _Reader:
         """The lines of each kind that says something, and their numbers."""
         for skeleton in block.first:
             kind = self._kinds.get(skeleton)
-            if kind and (kind.reading.records or kind.reading.bank_on or kind.reading.facts):
+            if kind and kind.reading != NOTHING:
                 for rows, columns in block.alike(skeleton):
                     yield kind, rows, columns
 
@@ -260,15 +277,18 @@ class _Reader:
             self._learn(block)
         records: list[_Rows] = []
         banks: list[tuple[int, str]] = []
+        said: list[tuple[NDArray[np.int64], Said]] = []
         for kind, rows, columns in self.alike(block):
             self._understood += len(rows)
             for reading, part in self.readings(kind, rows, columns, block):
                 if reading.bank_on and self._bank_on is None:
                     banks.append((int(rows[part[0]]), reading.bank_on))
+                if reading.said:
+                    said.append((rows[part], reading.said))
                 some = columns if len(part) == len(rows) else columns.of(part)
                 for place, record in enumerate(reading.records):
                     records.append(self._rows(record, rows[part] * MAX_RECORDS + place, some))
-        self._assemble([one for one in records if len(one.keys)], banks, block)
+        self._assemble([one for one in records if len(one.keys)], banks, said, block)
         self._lines += newlines
 
     def _rows(self, record: Record, keys: NDArray[np.int64], columns: Columns) -> _Rows:
@@ -315,9 +335,16 @@ class _Reader:
 
     # --- steps
 
-    def _assemble(self, rows: list[_Rows], banks: list[tuple[int, str]], block: Block) -> None:
+    def _assemble(
+        self,
+        rows: list[_Rows],
+        banks: list[tuple[int, str]],
+        said: list[tuple[NDArray[np.int64], Said]],
+        block: Block,
+    ) -> None:
         """Give every record its step: its own, that of the bar drawn right after it, or the latest before it."""
         if not rows:
+            self._remark(said, np.empty(0, np.int64), np.empty(0, np.int64), block)
             return
         for one in rows:
             known = one.record.clock
@@ -349,7 +376,25 @@ class _Reader:
             at = int(np.searchsorted(keys, (row + 1) * MAX_RECORDS)) - 1
             step = int(steps[at]) if at >= 0 else self._step
             self._bank_on = (max(step, 0), self._line(block, row), line)
+        self._remark(said, keys, steps, block)
         self._step, self._epoch = int(steps[-1]), int(epochs[-1])
+
+    def _remark(
+        self,
+        said: list[tuple[NDArray[np.int64], Said]],
+        keys: NDArray[np.int64],
+        steps: NDArray[np.int64],
+        block: Block,
+    ) -> None:
+        """What was said in words, each line at the step of the latest record before it."""
+        stepped = np.append(self._step, steps)
+        for rows, what in sorted(said, key=lambda one: int(one[0].min())):
+            if what.kind not in self._remarks:
+                self._remarks[what.kind] = _Remarks(self._line(block, int(rows.min())))
+            remarks = self._remarks[what.kind]
+            remarks.names.update(dict.fromkeys(what.names[: MAX_NAMES - len(remarks.names)]))
+            at = stepped[np.searchsorted(keys, (rows + 1) * MAX_RECORDS)]
+            remarks.steps.add(at, np.ones(len(at)), MAX_POINTS)
 
     def _line(self, block: Block, row: int) -> int:
         return self._lines + int(block.line_numbers[row]) + 1
@@ -450,6 +495,9 @@ class _Reader:
         for step, last, line in self._resumes:
             detail = f"the steps go back from {last // unit} to {step // unit}"
             run.events.append(Event("resume", step // unit, detail, Source(self._path, line=line)))
+        for kind, remarks in self._remarks.items():
+            at = np.sort(np.maximum(remarks.steps.arrays()[0], 0)) // unit
+            run.remarks.append(Remark(kind, Source(self._path, line=remarks.line), tuple(remarks.names), at))
         if unit > 1:
             log.notes.append(f"counted in samples, {unit} to a step")
         if self._left_out:

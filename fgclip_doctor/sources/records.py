@@ -13,6 +13,7 @@ from enum import IntEnum, auto
 from typing import Any
 
 from fgclip_doctor.sources.decimals import Number
+from fgclip_doctor.sources.remarks import Said
 
 MAX_RECORDS = 64  # on a line
 MAX_SERIES = 2_000
@@ -125,6 +126,7 @@ class Reading:
     bank_on: str = ""  # the line, if it says that the bank was switched on
     facts: Mapping[str, object] = field(default_factory=dict)
     stated: bool = False  # the facts are arguments, wherever they stand
+    said: Said | None = None  # in words
     unfinished: bool = False  # goes on on the next line
 
     @property

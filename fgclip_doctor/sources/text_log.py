@@ -15,7 +15,7 @@ from math import inf, nan
 from pathlib import Path
 
 from fgclip_doctor.run import Run
-from fgclip_doctor.sources import lines, records, tables
+from fgclip_doctor.sources import lines, records, remarks, tables
 from fgclip_doctor.sources.decimals import Number, parsed_number
 from fgclip_doctor.sources.files import Unreadable, inside
 from fgclip_doctor.sources.records import EPOCH, HELD_OUT, MEAN, METRIC, NO_CLOCK, RANK, Clock, Reading, Record
@@ -138,6 +138,9 @@ def understand(skeleton: str, line: str) -> Reading:
     """What lines with this skeleton say; `line` is one of them."""
     if CUT_OFF in line:
         return Reading(facts={CUT_OFF: True}, stated=True)
+    said = remarks.said(line)
+    if said and not said.measures:
+        return Reading(said=said)
     if "0" not in skeleton and not re.search(r"nan|inf", skeleton, re.I) and "=" not in line and ":" not in line:
         bank = BANK.search(line) and ON.search(line) and not NOT_ON.search(line)
         return Reading(bank_on=line.strip()[:200]) if bank else records.NOTHING
@@ -156,6 +159,7 @@ def understand(skeleton: str, line: str) -> Reading:
         bank_on=bank_on,
         facts=facts,
         stated=bool(bank_on),
+        said=said,
         unfinished=skeleton.count("{") > skeleton.count("}"),
     )
 
