@@ -12,6 +12,7 @@ from fgclip_doctor_checks.banks.bank_wraparound import bank_wraparound
 from fgclip_doctor_checks.causes import CAUSES
 from fgclip_doctor_checks.clocks.accumulation_adds_no_negatives import accumulation_adds_no_negatives
 from fgclip_doctor_checks.clocks.accumulation_loss_scaled import accumulation_loss_scaled
+from fgclip_doctor_checks.clocks.arguments_ignored_on_resume import arguments_ignored_on_resume
 from fgclip_doctor_checks.clocks.batch_changed_on_resume import batch_changed_on_resume
 from fgclip_doctor_checks.clocks.batch_not_as_configured import batch_not_as_configured
 from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
@@ -100,6 +101,7 @@ CHECKS: tuple[Check, ...] = (
     partial_resume,
     batch_not_as_configured,
     batch_changed_on_resume,
+    arguments_ignored_on_resume,
     repeat_disagrees,
     loss_at_chance,
     yardstick_moved,
