@@ -81,7 +81,8 @@ def _resets(run: Run, bank: Bank, luck: float, share: float) -> tuple[str, Evide
     known = pointers(run)
     full = [int(value) for value in known.values[known.turned]]
     unit = gcd(*full)
-    if len(full) < 2 or not unit:
+    moved = unit or not all(span.kept.all() for span in spans(run))  # a pointer that stays at 0 may be no pointer
+    if len(full) < 2 or not moved:
         raise Missing("the pointer of a full ring is known at fewer than two places")
     try:
         forward = rows_per_forward(run) * run.number("world_size", 1.0)
@@ -89,7 +90,7 @@ def _resets(run: Run, bank: Bank, luck: float, share: float) -> tuple[str, Evide
         forward = 0.0
     stated = forward >= 2 and forward == int(forward) and unit % int(forward) == 0
     unit = int(forward) if stated else unit
-    if unit < 2 or bank.size % unit == 0 or (stated and _as_expected(run, known)):
+    if not 2 <= unit < bank.size or bank.size % unit == 0 or (stated and _as_expected(run, known)):
         return None
     common, lost = gcd(unit, bank.size), unit - bank.size % unit
     odds = float((ceil(bank.size / unit) * common / bank.size) ** (len(full) - (not stated)))  # one look told the unit

@@ -61,6 +61,11 @@ def test_fires_on_two_checkpoints_with_the_rows_of_a_forward_known() -> None:
     looked = [(OLD, 48), (NEW, 64)]
     eights = [saved((one[:99], other[:99]), pointer=at, full=True, step=at) for (one, other), at in looked]
     assert list(bank_wraparound(bank_run(*eights, **FORWARD)))
+    zeros = [saved((one[:99], other[:99]), pointer=0, full=True, step=at) for (one, other), at in looked]
+    assert list(bank_wraparound(bank_run(*zeros, **FORWARD, accumulation=1)))
+    assert not list(
+        bank_wraparound(bank_run(*zeros, micro_batch=200, regions_per_sample=1))
+    )  # more than the ring holds
     assert not list(bank_wraparound(bank_run(*eights)))  # by luck once in 14 times
     assert not list(bank_wraparound(bank_run(*eights, **FORWARD, accumulation=62)))  # 16 steps bring 16 modulo 99
 
