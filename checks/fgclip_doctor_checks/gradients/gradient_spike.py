@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
-from fgclip_doctor.events import between, warmed_up
+from fgclip_doctor.events import events, warmed_up
 from fgclip_doctor.progress import courses
 from fgclip_doctor.run import Series
 from fgclip_doctor_checks.causes import explaining
@@ -38,6 +38,7 @@ def gradient_spike(
     import numpy as np
 
     logged = [one.standing for name, one in run.series.items() if NORM.fullmatch(name)]
+    happened = np.array([event.step for event in events(run)])
     judged = 0
     for series in logged:
         steps, values = dynamics.finite(series.steps, series.values)
@@ -48,10 +49,10 @@ def gradient_spike(
         judged += 1
         every = max(1, int(np.median(np.diff(steps))))
         found = dynamics.spikes(values, factor=factor, errors=errors)
-        found = found[[between(run, steps[one] - 2 * every, steps[one] + 2 * every) is None for one in found[:100]]]
+        found = found[~(np.abs(steps[found][:, None] - happened) <= 2 * every).any(axis=1)]
         if not len(found):
             continue
-        paid = [one for one in found.tolist() if _paid(run, int(steps[one]), every)]
+        paid = [one for one in found[:100].tolist() if _paid(run, int(steps[one]), every)]
         if paid or (len(found) >= often and len(found) >= 0.01 * len(values)):
             yield _finding(
                 series, steps, values, int(paid[0] if paid else found[values[found].argmax()]), len(found), bool(paid)

@@ -55,6 +55,11 @@ def test_quiet_on_what_is_steady_or_bounded(values: Floats) -> None:
     assert not found(values)
 
 
+def test_hundreds_of_spikes_in_a_long_log_are_one_finding() -> None:
+    (finding,) = found(norms(spikes=dict.fromkeys(range(80, 20_000, 80), 80.0), count=20_000))
+    assert "one of 249 such spikes" in finding.message
+
+
 def test_a_planned_restart_explains_its_spike() -> None:
     loss = noisy(np.random.default_rng(1), learning(300), 0.05)
     loss[151:] += 1.0
