@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
+from itertools import groupby
 
 from fgclip_doctor.diagnosis import Comparison, Difference, Report
 from fgclip_doctor.findings import Evidence, Finding
@@ -15,6 +16,7 @@ from fgclip_doctor.run import Run
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # nothing is fetched, and no script runs
 MAX_ROWS = 200  # of one table; of more, the number of those left out is told
+Cell = str | tuple[str, str]  # a text, and what stands smaller under it
 
 
 def render(report: Report, run: Run, *, version: str) -> str:
@@ -42,28 +44,95 @@ def text(value: str) -> str:
 
 def _body(report: Report, figures: Sequence[Picture]) -> Iterator[str]:
     yield f"<header><h1>{text(report.subject)}</h1>\n<p class='verdict'>{text(verdict(report))}.</p></header>\n<main>\n"
-    causes = [finding for finding in report.findings if not finding.explained_by]
-    symptoms = [finding for finding in report.findings if finding.explained_by]
-    if causes or symptoms:
-        yield "<h2>Findings</h2>\n"
-    shown: set[str] = set()
-    for finding in causes:
-        under = [one for one in symptoms if finding.code in one.explained_by and one.fingerprint not in shown]
-        shown |= {one.fingerprint for one in under}
-        yield _finding(finding, under)
-    for finding in symptoms:
-        if finding.fingerprint not in shown:  # explained by another symptom
-            yield _finding(finding, ())
+    within = tuple(f"{subject}/" for subject in report.subject.split(", "))
+    yield from _findings(report.findings, within)
     if report.comparison:
         yield from _comparison(report.comparison)
     if report.observations:
-        yield f"<h2>What was measured</h2>\n{_evidence(report.observations)}"
+        yield f"<h2>What was measured</h2>\n{_evidence(report.observations, within)}"
     if figures:
         yield "<h2>Pictures</h2>\n"
     for picture in figures:
-        yield _figure(picture)
+        yield _figure(picture, within)
     yield from _rest(report)
     yield "</main>\n"
+
+
+def _findings(findings: Sequence[Finding], within: Sequence[str]) -> Iterator[str]:
+    """The causes in a list that leads to their cards, then the cards, with the symptoms of each folded into it."""
+    if not findings:
+        return
+    yield "<h2>Findings</h2>\n"
+    symptoms = [finding for finding in findings if finding.explained_by]
+    shown: set[str] = set()
+    links: list[str] = []
+    cards: list[str] = []
+    for same in _alike(finding for finding in findings if not finding.explained_by):
+        under = [one for one in _explained(same[0].code, symptoms) if one.fingerprint not in shown]
+        shown |= {one.fingerprint for one in under}
+        name = f"cause-{len(links) + 1}"
+        kind = same[0].severity.value
+        counts = [_many(len(same), "place")] * (len(same) > 1) + [_many(len(under), "symptom")] * bool(under)
+        more = f" <span class='muted'>({', '.join(counts)})</span>" if counts else ""
+        rule = f"{same[0].code} {text(same[0].name)}"
+        links.append(f"<li class='{kind}'><span class='badge'>{kind}</span> <a href='#{name}'>{rule}</a>{more}</li>\n")
+        cards.append(_card(same, under, within, name=name))
+    if len(links) > 1:
+        yield f"<ol class='causes'>{''.join(links)}</ol>\n"
+    yield from cards
+    for same in _alike(one for one in symptoms if one.fingerprint not in shown):  # which explain each other
+        yield _card(same, (), within)
+
+
+def _explained(code: str, symptoms: Sequence[Finding]) -> Iterator[Finding]:
+    """The symptoms of a cause, and theirs; each stands behind what explains it."""
+    codes = {code}
+    for one in symptoms:
+        if codes.intersection(one.explained_by):
+            codes.add(one.code)
+            yield one
+
+
+def _alike(findings: Iterable[Finding]) -> Iterator[tuple[Finding, ...]]:
+    """Findings of one rule with one fix, which follow each other, as one."""
+    for _, same in groupby(findings, key=lambda one: (one.code, one.fix, one.explained_by)):
+        yield tuple(same)
+
+
+def _card(same: Sequence[Finding], symptoms: Sequence[Finding], within: Sequence[str], *, name: str = "") -> str:
+    first = same[0]
+    kind = first.severity.value
+    place = f" id='{name}'" if name else ""
+    told = "".join(f"<p>{_told(one, within)}</p>\n" for one in same)
+    causes = f"<p class='muted'>Explained by {', '.join(first.explained_by)}.</p>\n" if first.explained_by else ""
+    fix = f"<p><strong>Fix:</strong> {text(first.fix)}</p>" if first.fix else ""
+    folded = ""
+    if symptoms:
+        inner = "".join(_card(one, (), within) for one in _alike(symptoms))
+        folded = f"<details><summary>{_many(len(symptoms), 'symptom')} that this explains</summary>{inner}</details>"
+    return (
+        f"<article class='{kind}'{place}>"
+        f"<h3><span class='badge'>{kind}</span> {first.code} {text(first.name)}</h3>\n"
+        f"{told}{causes}{_evidence([one for finding in same for one in finding.evidence], within)}{fix}{folded}"
+        "</article>\n"
+    )
+
+
+def _told(finding: Finding, within: Sequence[str]) -> str:
+    where = _short(finding.where, within)
+    place = "" if where in finding.message else f" <code class='muted'>{text(where)}</code>"
+    return text(_short(finding.message, within)) + place
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _short(value: str, within: Sequence[str]) -> str:
+    """`value` with the files of what is judged named from there on."""
+    for directory in within:
+        value = value.replace(directory, "")
+    return value
 
 
 def _comparison(comparison: Comparison) -> Iterator[str]:
@@ -72,58 +141,60 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
         names = ", ".join(f"{one.code} {text(one.name)} (<code>{text(one.where)}</code>)" for one in findings)
         yield f"<p><strong>{title}:</strong> {names or 'none'}.</p>\n"
     ordered = sorted(comparison.differences, key=lambda one: not one.explained_by)
-    rows = [(one.what, number(one.here), number(one.there), one.why, _cause(one)) for one in ordered]
-    yield _table(("differs", "here", "there", "why it is more than chance", "explained by"), rows)
+    rows = [((one.what, one.why), number(one.here), number(one.there), _cause(one)) for one in ordered]
+    if rows:
+        yield _table(("differs, and why it is more than chance", "here", "there", "explained by"), rows, "versus")
+    else:
+        yield "<p>Nothing differs by more than chance.</p>\n"
 
 
 def _cause(difference: Difference) -> str:
     return ", ".join(difference.explained_by) or "unexplained"
 
 
-def _finding(finding: Finding, symptoms: Sequence[Finding]) -> str:
-    kind = finding.severity.value
-    causes = f"<p class='muted'>Explained by {', '.join(finding.explained_by)}.</p>" if finding.explained_by else ""
-    folded = ""
-    if symptoms:
-        count = f"{len(symptoms)} symptom{'' if len(symptoms) == 1 else 's'} that this explains"
-        folded = f"<details><summary>{count}</summary>{''.join(_finding(one, ()) for one in symptoms)}</details>"
-    fix = f"<p><strong>Fix:</strong> {text(finding.fix)}</p>" if finding.fix else ""
-    return (
-        f"<article class='{kind}'><h3><span class='badge'>{kind}</span> {finding.code} {text(finding.name)}</h3>\n"
-        f"<p>{text(finding.message)}</p>{causes}\n<p class='muted'><code>{text(finding.where)}</code></p>\n"
-        f"{_evidence(finding.evidence)}{fix}{folded}</article>\n"
-    )
+def _evidence(evidence: Sequence[Evidence], within: Sequence[str]) -> str:
+    """A table, in which a file is named once in a row of values that were read from it."""
+    rows: list[tuple[Cell, ...]] = []
+    last = ""
+    for one in evidence:
+        expected = "" if one.expected is None else number(one.expected)
+        step = f"step {one.step}" if one.step is not None else ""
+        source = "" if one.source == last else _short(one.source, within)
+        last = one.source
+        why = "; ".join(part for part in (_short(one.why, within), step) if part)
+        rows.append((one.name, number(one.value), expected, (why, source)))
+    return _table(("measured", "value", "expected", "why, and where it was read"), rows, "proof")
 
 
-def _evidence(evidence: Sequence[Evidence]) -> str:
-    rows = [
-        (one.name, number(one.value), "" if one.expected is None else number(one.expected), _why(one))
-        for one in evidence
-    ]
-    return _table(("measured", "value", "expected", "why, and where it was read"), rows)
-
-
-def _why(one: Evidence) -> str:
-    step = f"step {one.step}" if one.step is not None else ""
-    return "; ".join(part for part in (one.why, step, one.source) if part)
-
-
-def _table(columns: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(columns: Iterable[str], rows: Sequence[Sequence[Cell]], kind: str = "") -> str:
+    """On a narrow screen the rows of a table of a `kind` are folded by report.css; others scroll in a box."""
     head = "".join(f"<th scope='col'>{text(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>\n" for row in rows[:MAX_ROWS])
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in rows[:MAX_ROWS])
     more = f"<p class='muted'>… and {len(rows) - MAX_ROWS:,} more rows</p>" if len(rows) > MAX_ROWS else ""
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
-    return f"<div class='scroll' tabindex='0'>{table}</div>{more}\n"
+    named = f" class='{kind}'" if kind else ""
+    table = f"<table{named}><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f"{table if kind else _scrolling(table, 'a table')}{more}\n"
 
 
-def _figure(picture: Picture) -> str:
-    label = text(f"{picture.title}. {picture.text}")
+def _cell(cell: Cell) -> str:
+    first, second = cell if isinstance(cell, tuple) else (cell, "")
+    return f"<td>{text(first)}{f'<small>{text(second)}</small>' if second else ''}</td>"
+
+
+def _scrolling(content: str, name: str) -> str:
+    return f"<div class='scroll' role='region' aria-label='{name}' tabindex='0'>{content}</div>"
+
+
+def _figure(picture: Picture, within: Sequence[str]) -> str:
+    told = _short(picture.text, within)
+    label = text(f"{picture.title}. {told}")
     svg = picture.svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     data = (
         f"<details><summary>The data</summary>{_table(picture.columns, picture.rows)}</details>" if picture.rows else ""
     )
     return (
-        f"<figure><h3>{text(picture.title)}</h3>\n{svg}\n<figcaption>{text(picture.text)}</figcaption>{data}</figure>\n"
+        f"<figure><h3>{text(picture.title)}</h3>\n{_scrolling(svg, 'a picture')}\n"
+        f"<figcaption>{text(told)}</figcaption>{data}</figure>\n"
     )
 
 

@@ -5,24 +5,31 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fgclip_doctor import bank, events, progress, theory
+from fgclip_doctor.inert import inert
 from fgclip_doctor.run import Missing, Run, Series
 from fgclip_doctor.terms import Term, terms
 
 POINTS = 600  # of one line: of more, each stretch keeps its least and its largest value, so that no spike is lost
+SMOOTHED = 9  # logged values, over which a count of candidates that changes from batch to batch is shown by its median
+FIGURES = 8  # of one kind
 PARTS = 40  # rows of a heat map
 MARKS = 12  # events in one picture
+CLOSE = 0.12  # of the width: events nearer to each other share a label
+FAR = 5.0  # times as high as the loss: a null level at which only a logarithmic axis shows both
 ROWS = 64  # of a bank, in the picture of their similarities
 COLOURS = {  # what matplotlib draws with, and what the page puts in its place
     "#010203": "var(--ink)",
@@ -33,6 +40,7 @@ COLOURS = {  # what matplotlib draws with, and what the page puts in its place
     "#101112": "var(--mark)",
 }
 INK, MUTED, ONE, TWO, BAND, MARK = COLOURS
+LINES = ((ONE, "-"), (TWO, "--"), (MARK, "-."), (INK, ":"), (ONE, ":"), (TWO, ":"))  # told apart without colour, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +58,18 @@ def pictures(run: Run) -> Iterator[Picture]:
     """Every picture that the evidence allows, in reading order."""
     for draw in (_losses, _sites, _clocks, _scales, _gradients, _bank, _changes):
         try:
-            yield from draw(run)
+            with mpl.rc_context(
+                {
+                    "font.family": "sans-serif",
+                    "svg.fonttype": "none",
+                    "svg.hashsalt": "fgclip-doctor",
+                    "text.parse_math": False,  # a name may have dollar signs in it
+                }
+            ):
+                drawn = list(islice(draw(run), FIGURES))
         except Missing:
             continue  # there is nothing to draw; the checks say what they miss
+        yield from drawn
 
 
 def thinned(steps: NDArray[Any], values: NDArray[Any], most: int = POINTS) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -79,34 +96,50 @@ def _losses(run: Run) -> Iterator[Picture]:
 
 def _loss(run: Run, term: Term) -> Picture:
     steps, values = thinned(term.series.steps, term.series.values)
-    candidates = progress.candidates_at(run, term, steps)
+    candidates = _steady(progress.candidates_at(run, term, steps))
     figure, (above, below) = _figure(2)
     levels, noises = _nulls(term, candidates)
     if levels is not None and noises is not None:
         above.fill_between(steps, levels - noises, levels + noises, color=BAND, linewidth=0, step="mid")
-        above.plot(steps, levels, color=MUTED, linestyle="--", drawstyle="steps-mid", label="null level and noise")
+        above.plot(steps, levels, color=MUTED, linestyle="--", label="null level and noise")
+        _show_both(above, values, levels)
     chance = np.array([term.chance_at(max(float(one), 1.0)) for one in candidates])
-    above.plot(steps, chance, color=MUTED, linestyle=":", drawstyle="steps-mid", label="ln N")
+    above.plot(steps, chance, color=MUTED, linestyle=":", label="chance, ln N")
     above.plot(steps, values, color=ONE, label=f"{term.name} loss")
     above.set_ylabel("loss (nats)")
-    _legend(above)
     learnt = progress.learnt(run, term)
     below.fill_between(learnt.steps, learnt.low, learnt.high, color=BAND, linewidth=0)
     below.plot(learnt.steps, learnt.bits, color=TWO)
     below.axhline(0, color=MUTED, linewidth=0.8)
     below.set_ylabel("bits learnt, at least")
     below.set_xlabel("optimizer step")
-    _mark(run, above, below)
-    last = float(learnt.bits[-1])
+    marked = _mark(run, above, below)
+    _legend(above, above=1.12 if marked else 1.0)  # over the names of the events
+    last = max(float(learnt.bits[-1]), 0.0)
+    null = (
+        f", and that of unaligned features {levels[-1]:.3g} +- {noises[-1]:.2g}"
+        if levels is not None and noises is not None
+        else ""
+    )
     text = (
-        f"The {term.name} loss goes from {values[0]:.3g} to {values[-1]:.3g} over {steps[-1] - steps[0]:,} steps. With "
-        f"{term.candidates:.4g} candidates its chance level is {term.chance:.3g}: {last:.2f} bits are learnt, at least."
+        f"From {values[0]:.3g} at step {steps[0]:,} to {values[-1]:.3g} at step {steps[-1]:,}. With "
+        f"{candidates[-1]:.4g} candidates its chance level is {chance[-1]:.3g}{null}: {last:.2f} bits are learnt, at "
+        f"least.{marked}"
     )
     rows = tuple(
         (f"{step}", f"{bits:.3f}", f"{low:.3f} to {high:.3f}")
         for step, bits, low, high in zip(learnt.steps, learnt.bits, learnt.low, learnt.high, strict=True)
     )
     return Picture(f"The {term.name} loss on its yardstick", _svg(figure), text, ("step", "bits", "two errors"), rows)
+
+
+def _steady(candidates: NDArray[Any]) -> NDArray[Any]:
+    """A running median, which leaves steps where they are."""
+    if len(candidates) <= SMOOTHED:
+        return candidates
+    padded = np.pad(candidates, SMOOTHED // 2, mode="edge")
+    medians: NDArray[Any] = np.median(np.lib.stride_tricks.sliding_window_view(padded, SMOOTHED), axis=1)
+    return medians
 
 
 def _nulls(term: Term, candidates: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
@@ -123,14 +156,16 @@ def _nulls(term: Term, candidates: NDArray[Any]) -> tuple[NDArray[Any] | None, N
 
 
 def _sites(run: Run) -> Iterator[Picture]:
-    """Losses as they were seen where they are computed, with the null level of the very same logits."""
+    """Losses as they were seen where they are computed, and that are no known term, with the null of those logits."""
+    drawn = {term.name for term in terms(run) if isinstance(term, Term)}
     for site in run.watched.first.sites:
-        if site.targets == "other" or len(site.loss) < 2:
+        if site.targets == "other" or len(site.loss) < 2 or site.name in drawn:
             continue
         figure, (above, below) = _figure(2)
         for values, colour, label in ((site.null, MUTED, "null level of these logits"), (site.loss, ONE, "loss")):
             above.plot(*thinned(site.forwards, values), color=colour, label=label)
         above.set_ylabel("loss (nats)")
+        _show_both(above, site.loss, site.null)
         _legend(above)
         bits = (site.null - site.loss) / theory.LN2
         below.plot(*thinned(site.forwards, bits), color=TWO)
@@ -153,31 +188,45 @@ def _clocks(run: Run) -> Iterator[Picture]:
     axes.plot(*thinned(rates.steps, rates.values), color=ONE)
     axes.set_ylabel("learning rate")
     axes.set_xlabel("optimizer step")
-    _mark(run, axes)
+    marked = _mark(run, axes)
     peak = float(np.nanmax(rates.values))
-    text = (
-        f"The learning rate peaks at {peak:.3g} and is {float(rates.values[-1]):.3g} at step {int(rates.steps[-1]):,}."
-    )
+    last = f"{float(rates.values[-1]):.3g} at step {int(rates.steps[-1]):,}"
+    text = f"The learning rate peaks at {peak:.3g} and is {last}.{marked}"
     yield Picture("Learning rate and events", _svg(figure), text, ("step", "event"), _told(run))
 
 
 def _scales(run: Run) -> Iterator[Picture]:
     lines: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
         series.name: events.log_scale(series) for series in events.scales(run) if len(series.values)
-    }
+    } or dict(_saved_scales(run))
     if not lines:
         return
     figure, (axes,) = _figure(1)
-    for number, (name, (steps, values)) in enumerate(lines.items()):
-        axes.plot(*thinned(steps, values), color=(ONE, TWO, INK)[number % 3], label=_plain(name))
-    for level, label in ((math.log(100), "cap ln 100"), (math.log(1 / 0.07), "start from scratch")):
+    for number, (name, (steps, values)) in enumerate(islice(lines.items(), len(LINES))):
+        colour, style = LINES[number]
+        marker = {"marker": "."} if len(values) < 20 else {}
+        axes.plot(*thinned(steps, values), color=colour, linestyle=style, label=_plain(name), **marker)
+    for level, label in ((math.log(100), "cap, ln 100"), (math.log(1 / 0.07), "CLIP's start, ln(1 / 0.07)")):
         axes.axhline(level, color=MUTED, linestyle=":", linewidth=0.8)
-        axes.annotate(label, (0, level), xycoords=("axes fraction", "data"), color=MUTED, fontsize=8, va="bottom")
-    axes.set_ylabel("logit_scale (log space)")
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (-4, 2), "textcoords": "offset points"}
+        axes.annotate(label, (1, level), color=MUTED, fontsize=8, ha="right", **place)
+    axes.margins(y=0.15)
+    axes.set_ylabel("logit_scale")
     axes.set_xlabel("optimizer step")
     _legend(axes)
-    ends = "; ".join(f"{_plain(name)} {values[0]:.4f} to {values[-1]:.4f}" for name, (_, values) in lines.items())
+    ends = "; ".join(f"{name} {values[0]:.4f} to {values[-1]:.4f}" for name, (_, values) in lines.items())
     yield Picture("Logit scales", _svg(figure), f"In log space: {ends}.")
+
+
+def _saved_scales(run: Run) -> Iterator[tuple[str, tuple[NDArray[Any], NDArray[Any]]]]:
+    """Where no scale was logged: the scales of each checkpoint."""
+    for role, name in run.roles.items():
+        if role.startswith("scale."):
+            saved = [(one.step, one.tensors[name]) for one in run.checkpoints if name in one.tensors]
+            known = [(step, tensor.item()) for step, tensor in saved if step is not None and tensor.size == 1]
+            if len(known) > 1:
+                steps, values = zip(*known, strict=True)
+                yield name, (np.array(steps), np.array(values))
 
 
 def _gradients(run: Run) -> Iterator[Picture]:
@@ -190,17 +239,35 @@ def _gradients(run: Run) -> Iterator[Picture]:
     scales = dict(_second_moments(run))
     if not scales:
         return
-    parts = sorted(scales, key=_in_order)[:PARTS]
-    values = [scales[part] for part in parts]
+    yield _dots(
+        "Gradient scale by module",
+        scales,
+        ("module", "gradient RMS"),
+        "root mean square of the gradient, from Adam's second moment",
+        none=("never reached", "all are reached"),
+    )
+
+
+def _dots(
+    title: str, values: Mapping[str, float], columns: tuple[str, str], label: str, *, none: tuple[str, str]
+) -> Picture:
+    """A number for each part on a logarithmic axis; `none` says what a zero means, and what that there is none."""
+    parts = sorted(values, key=_in_order)[:PARTS]
+    shown = [(row, values[part]) for row, part in enumerate(parts) if values[part] > 0]
     figure, (axes,) = _figure(1, height=max(1.6, 0.18 * len(parts) + 0.6))
-    axes.barh([_plain(part) for part in parts], [max(value, 1e-30) for value in values], color=ONE)
-    axes.set_xscale("log")
-    axes.invert_yaxis()
-    axes.set_xlabel("root mean square of the gradient, from Adam's second moment")
-    dead = [part for part in parts if scales[part] == 0]
-    text = f"{len(parts)} parts; " + (f"never reached: {', '.join(map(_plain, dead))}." if dead else "all are reached.")
-    rows = tuple((_plain(part), f"{scales[part]:.3e}") for part in parts)
-    yield Picture("Gradient scale by module", _svg(figure), text, ("module", "gradient RMS"), rows)
+    axes.plot([value for _, value in shown], [row for row, _ in shown], "o", color=ONE, markersize=4)
+    axes.set_xscale("log") if shown else axes.set_xticks([])
+    axes.set_yticks(range(len(parts)), [_plain(part) for part in parts])
+    axes.set_ylim(len(parts) - 0.5, -0.5)
+    axes.grid(axis="y", color=MUTED, linewidth=0.3, linestyle=":")
+    axes.set_xlabel(label)
+    zero = [part for part in parts if values[part] == 0]
+    for part in zero:
+        place = {"xycoords": ("axes fraction", "data"), "va": "center"}
+        axes.annotate(none[0], (0.01, parts.index(part)), color=MARK, fontsize=8, **place)
+    text = f"{len(parts)} parts; " + (f"{none[0]}: {', '.join(zero)}." if zero else f"{none[1]}.")
+    text += f" {len(values) - PARTS:,} more are not shown." if len(values) > PARTS else ""
+    return Picture(title, _svg(figure), text, columns, tuple((part, f"{values[part]:.3e}") for part in parts))
 
 
 def _heat(recorded: Mapping[str, Series]) -> Picture:
@@ -221,11 +288,14 @@ def _heat(recorded: Mapping[str, Series]) -> Picture:
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("log10 of the gradient norm", color=INK)
     bar.ax.tick_params(colors=INK)
-    rows = tuple((_plain(part), f"{float(recorded[part].values[-1]):.3e}") for part in parts)
+    rows = tuple((part, f"{float(recorded[part].values[-1]):.3e}") for part in parts)
+    middles = {part: float(np.median(np.nan_to_num(recorded[part].values))) for part in parts}
+    low, high = min(parts, key=middles.__getitem__), max(parts, key=middles.__getitem__)
+    told = f"largest {high} ({middles[high]:.3g} in the middle), smallest {low} ({middles[low]:.3g})"
     return Picture(
         "Gradient norm by module",
         _svg(figure),
-        f"{len(parts)} modules over {len(steps)} looks.",
+        f"{len(parts)} modules over {len(steps)} looks: {told}.",
         ("module", "last norm"),
         rows,
     )
@@ -283,20 +353,16 @@ def _changes(run: Run) -> Iterator[Picture]:
         sums[0] += float(np.nansum((new - old) ** 2))
         sums[1] += float(np.nansum(old**2))
     ratios = {part: math.sqrt(change / size) for part, (change, size) in moved.items() if size}
-    parts = sorted(ratios, key=_in_order)[:PARTS]
-    if not parts:
+    if not ratios:
         return
-    figure, (axes,) = _figure(1, height=max(1.6, 0.18 * len(parts) + 0.6))
-    axes.barh([_plain(part) for part in parts], [max(ratios[part], 1e-12) for part in parts], color=TWO)
-    axes.set_xscale("log")
-    axes.invert_yaxis()
-    axes.set_xlabel("change as a share of the weights' size")
-    still = [part for part in parts if ratios[part] == 0]
-    text = f"From {before.path} to {after.path}: " + (
-        f"unmoved: {', '.join(map(_plain, still))}." if still else "every part moved."
+    picture = _dots(
+        "What changed",
+        ratios,
+        ("module", "relative change"),
+        "change as a share of the weights' size",
+        none=("unmoved", "every part moved"),
     )
-    rows = tuple((_plain(part), f"{ratios[part]:.3e}") for part in parts)
-    yield Picture("What changed", _svg(figure), _plain(text), ("module", "relative change"), rows)
+    yield replace(picture, text=f"From {before.path} to {after.path}: {picture.text}")
 
 
 # --- how it is drawn -------------------------------------------------------------------------------------------------
@@ -308,6 +374,7 @@ def _figure(rows: int, *, height: float = 2.2, columns: int = 1) -> tuple[Figure
     axes = list(np.atleast_1d(figure.subplots(rows, columns, sharex=rows > 1)).ravel())
     for one in axes:
         one.patch.set_alpha(0)
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
         one.tick_params(colors=INK, labelsize=8)
         for spine in one.spines.values():
             spine.set_color(MUTED)
@@ -316,19 +383,40 @@ def _figure(rows: int, *, height: float = 2.2, columns: int = 1) -> tuple[Figure
     return figure, axes
 
 
-def _legend(axes: Any) -> None:
-    legend = axes.legend(fontsize=8, frameon=False, loc="best")
-    for text in legend.get_texts():
+def _legend(axes: Any, *, above: float = 1.0) -> None:
+    """A row above the picture, where no data are."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, above), "borderaxespad": 0.2, "ncols": 4}
+    for text in axes.legend(fontsize=8, frameon=False, handlelength=2.5, **place).get_texts():
         text.set_color(INK)
 
 
-def _mark(run: Run, *axes: Any) -> None:
-    """Vertical lines where something happened, named in the uppermost picture."""
-    for event in events.events(run)[:MARKS]:
+def _show_both(axes: Any, values: NDArray[Any], levels: NDArray[Any]) -> None:
+    """A logarithmic axis where the null level is so far above a loss that the loss would be a line at the bottom."""
+    known, null = values[np.isfinite(values)], levels[np.isfinite(levels)]
+    if len(known) and len(null) and known.min() > 0 and null.max() > FAR * np.median(known):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _mark(run: Run, *axes: Any) -> str:
+    """Lines where something happened, named over the uppermost picture; in words."""
+    low, high = axes[0].get_xlim()
+    happened = [event for event in events.events(run) if low <= event.step <= high][:MARKS]
+    for step in sorted({event.step for event in happened}):
         for one in axes:
-            one.axvline(event.step, color=MARK, linewidth=0.8)
-        place = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top", "ha": "right"}
-        axes[0].annotate(_plain(event.kind), (event.step, 1), color=MARK, fontsize=7, **place)
+            one.axvline(step, color=MARK, linewidth=0.8)
+    labels: list[tuple[int, list[str]]] = []
+    for event in happened:
+        if labels and event.step - labels[-1][0] < CLOSE * (high - low):
+            labels[-1][1].append(event.kind)
+        else:
+            labels.append((event.step, [event.kind]))
+    for step, kinds in labels:
+        place = {"xycoords": ("data", "axes fraction"), "xytext": (0, 3), "textcoords": "offset points"}
+        words = _plain(", ".join(dict.fromkeys(kinds)))
+        axes[0].annotate(words, (step, 1), color=MARK, fontsize=7, ha="center", va="bottom", **place)
+    told = ", ".join(dict.fromkeys(f"{event.kind} at step {event.step:,}" for event in happened))
+    return f" Marked: {told}." if told else ""
 
 
 def _told(run: Run) -> tuple[tuple[str, ...], ...]:
@@ -338,7 +426,8 @@ def _told(run: Run) -> tuple[tuple[str, ...], ...]:
 def _svg(figure: Figure) -> str:
     """The figure without anything that a page doesn't need, and with the page's colours. The same bytes every time."""
     out = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "fgclip-doctor", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's own font draws what matplotlib's lacks
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -356,8 +445,8 @@ def _svg(figure: Figure) -> str:
 
 
 def _plain(text: str) -> str:
-    """`text` for matplotlib, to which a dollar sign begins mathematics; short enough for an axis."""
-    safe = "".join(char if char.isprintable() else "?" for char in text).replace("$", "＄")
+    """`text` short enough for an axis."""
+    safe = inert(text)
     return safe if len(safe) <= 60 else f"{safe[:28]}…{safe[-28:]}"
 
 
