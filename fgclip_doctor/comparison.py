@@ -16,6 +16,8 @@ from fgclip_doctor.terms import Term, terms
 PASSING = {"global_step", "max_steps", "num_epochs"}  # how far a run got is no fault of it
 SEEDS = 0.15  # bits by which runs that differ in their seed alone may differ, besides the noise within each
 FACTOR = 3.0  # by which a module's gradients may differ from what the others' do
+ROUNDING = 1e-3  # of the middle gradient: what is smaller in both is rounding, as is that of a key's bias, truly zero
+MANY = 5  # tensors that differ in the same way are told in one line
 ACCOUNTS = (  # what a difference is of, in its words, and the codes that can account for it
     (r"bank|queue", "FGD2"),
     (r"scale|temperature", "FGD3"),
@@ -38,11 +40,12 @@ def compare(run: Run, report: Report, good: Run, good_report: Report) -> Compari
             found.extend(look(run, good))
         except Missing:
             continue  # one of the two doesn't show it
+    fixed = tuple(finding for finding in good_report.findings if _key(finding) not in ours)
     return Comparison(
         good.subject,
-        tuple(_accounted(one, new) for one in found),
+        tuple(_accounted(one, new or fixed) for one in found),  # the better of the two may be either
         new,
-        fixed=tuple(finding for finding in good_report.findings if _key(finding) not in ours),
+        fixed,
         unchanged=tuple(finding for finding in report.findings if _key(finding) in theirs),
     )
 
@@ -52,12 +55,12 @@ def _key(finding: Finding) -> tuple[str, str]:
     return finding.code, finding.where.rpartition("/")[2]
 
 
-def _accounted(one: Difference, new: Iterable[Finding]) -> Difference:
+def _accounted(one: Difference, changed: Iterable[Finding]) -> Difference:
     """With the findings that account for it: of the codes that can, and, where it names a thing, about that thing."""
     codes = next((codes.split() for pattern, codes in ACCOUNTS if re.search(pattern, one.what)), [])
     names = [word for word in re.split(r"[ ,]+", one.what) if "." in word or "_" in word or word in ("region", "hard")]
     causes = []
-    for finding in new:
+    for finding in changed:
         text = " ".join((finding.where, finding.message, *(f"{e.name} {e.source}" for e in finding.evidence)))
         about = not names or any(name in text for name in names)
         if finding.code.startswith(tuple(codes)) and (about or one.kind in ("fact", "trajectory")):
@@ -128,7 +131,12 @@ def _gradients(run: Run, good: Run) -> Iterator[Difference]:
         if bool(here[name]) != bool(there[name]):
             why = "a gradient reaches it in one of the runs alone"
             yield Difference("gradient", f"gradient of {name}", here[name], there[name], why)
-    ratios = {name: log2(here[name] / there[name]) for name in shared if here[name] and there[name]}
+    noise, other = (ROUNDING * median(one.values()) if one else 0.0 for one in (here, there))
+    ratios = {
+        name: log2(here[name] / there[name])
+        for name in shared
+        if here[name] and there[name] and (here[name] > noise or there[name] > other)
+    }
     middle = median(ratios.values()) if ratios else 0.0
     for name, ratio in ratios.items():
         if abs(ratio - middle) > log2(FACTOR):
@@ -152,6 +160,7 @@ def _moments(run: Run) -> Mapping[str, float]:
 
 def _tensors(run: Run, good: Run) -> Iterator[Difference]:
     here, there = run.tensors, good.tensors
+    changed: dict[tuple[str, str, str], list[str]] = {}
     for name in sorted(here.keys() ^ there.keys()):
         in_here = name in here
         yield Difference("tensor", f"tensor {name}", _there(in_here), _there(not in_here), "in one of the runs alone")
@@ -159,7 +168,13 @@ def _tensors(run: Run, good: Run) -> Iterator[Difference]:
         for kind in ("shape", "dtype"):
             ours, theirs = str(getattr(here[name], kind)), str(getattr(there[name], kind))
             if ours != theirs:
-                yield Difference("tensor", f"{kind} of tensor {name}", ours, theirs, "not the same")
+                changed.setdefault((kind, ours, theirs), []).append(name)
+    for (kind, ours, theirs), names in changed.items():
+        if len(names) < MANY:
+            yield from (Difference("tensor", f"{kind} of tensor {one}", ours, theirs, "not the same") for one in names)
+        else:
+            why = f"not the same: {names[0]} to {names[-1]}"
+            yield Difference("tensor", f"{kind} of {len(names)} tensors", ours, theirs, why)
 
 
 def _there(present: bool) -> str:
