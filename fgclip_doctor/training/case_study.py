@@ -37,8 +37,13 @@ def as_reported(base: Path, directory: Path, *, on_step: OnStep | None = None) -
     Its losses sat near chance, and its notes don't say why those of a pretrained model should. Here the cause is a
     common one: the loader of the base knew nothing of the attention weights.
     """
+    return run(reported(base, directory), on_step)
+
+
+def reported(base: Path, directory: Path) -> TrainConfig:
+    """The settings of the run as it was reported."""
     config = fine_tuning(base, directory)
-    config = replace(
+    return replace(
         config,
         model=config.model.with_changes(logit_scale_init_value=LOGIT_SCALE_FROM_SCRATCH),
         learning_rate=5e-6,
@@ -54,7 +59,6 @@ def as_reported(base: Path, directory: Path, *, on_step: OnStep | None = None) -
             "pure-bf16",
         ),
     )
-    return run(config, on_step)
 
 
 def corrected(base: Path, directory: Path, *, on_step: OnStep | None = None) -> Path:
