@@ -24,6 +24,7 @@ ORDER = (
     "theory",
     "dynamics",
     "events",
+    "schedule",
     "bank",
     "ranks",
     "ring",
@@ -41,7 +42,19 @@ ORDER = (
     "diagnosis",
     "config",
 )
-AFTER = {"comparison", "gating", "policy", "sources", "reports", "live", "cli", "__main__", "demo", "forecast", "train_command"}
+AFTER = {
+    "comparison",
+    "gating",
+    "policy",
+    "sources",
+    "reports",
+    "live",
+    "cli",
+    "__main__",
+    "demo",
+    "forecast",
+    "train_command",
+}
 OWN_WORLD = {"core", "training"}  # the model: `core` sees only itself, `training` only core
 
 
@@ -92,6 +105,7 @@ def test_checks_import_only_what_the_package_offers_them(file: Path) -> None:
         "recorded",
         "dynamics",
         "events",
+        "schedule",
         "bank",
         "ranks",
         "ring",

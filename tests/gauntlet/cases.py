@@ -553,13 +553,13 @@ FAULTS: tuple[Fault, ...] = (
         name="plain: optimizer lost before a resume",
         run=PlainRun(fault="optimizer_lost", resume_at=80),
         checkpoint="FGD406",
-        log=NOT_LOGGED,
+        log="FGD406",
     ),
     Fault(
         name="schedule not resumed",
         run=tuned("schedule-not-resumed", resume_at=45),
         checkpoint="FGD406 FGD405",
-        log=Hidden("a learning rate that starts over may be planned"),
+        log="FGD406",
     ),
     # --- between ranks
     Fault(

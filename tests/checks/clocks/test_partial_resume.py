@@ -7,7 +7,7 @@ import pytest
 
 from fgclip_doctor import Missing, Run
 from fgclip_doctor_checks.clocks.partial_resume import partial_resume
-from tests.runs import adam, checkpoint, run
+from tests.runs import adam, checkpoint, run, series
 
 
 def resumed(
@@ -68,3 +68,23 @@ def test_skipped_without_state() -> None:
         list(partial_resume(resumed(16, None, None)))
     with pytest.raises(Missing, match="trainer state"):
         list(partial_resume(run(checkpoint({"w": np.ones(2)}, None))))
+
+
+def rates(*legs: int) -> Run:
+    """A log of a rate that rises for ten steps and falls for two hundred, over legs that each start it anew."""
+    values = [min(step / 10, 1 - step / 200) for leg in legs for step in range(leg)]
+    return run(logged=[series("learning_rate", values)])
+
+
+def test_a_schedule_that_begins_again_in_the_log() -> None:
+    [finding] = partial_resume(rates(90, 100))
+    assert finding.where == "learning_rate"
+    assert "at step 91 it begins again" in finding.message
+    assert not list(partial_resume(rates(190)))
+
+
+def test_a_checkpoint_that_tells_it_needs_no_log() -> None:
+    both = resumed(16, 8, 8)
+    both.series = rates(90, 100).series
+    [finding] = partial_resume(both)
+    assert finding.where.startswith("checkpoint")
