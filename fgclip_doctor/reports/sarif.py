@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -84,4 +85,4 @@ def _result(finding: Finding, report: Report, places: dict[str, int]) -> dict[st
 
 def _uri(path: str) -> str:
     """Relative to the repository where it is inside; absolute elsewhere."""
-    return Path(path).as_uri() if Path(path).is_absolute() else quote(Path(path).as_posix())
+    return Path(path).as_uri() if Path(path).is_absolute() else quote(os.fsencode(Path(path).as_posix()))

@@ -6,9 +6,12 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import jsonschema
 import pytest
+from junitparser import JUnitXml
 from markdown_it import MarkdownIt
 
 from fgclip_doctor.findings import Evidence, Severity
@@ -55,6 +58,22 @@ def test_a_hostile_name_can_end_no_annotation() -> None:
     assert "100%25" in rendered
 
 
+def test_junit_is_read_by_a_consumer_as_it_was_meant(tmp_path: Path) -> None:
+    """junitparser, which merges and reads the reports of test runners."""
+    path = tmp_path / "doctor.xml"
+    path.write_text(junit.render(report(FINDING, replace(PLAIN, code="FGD302", severity=Severity.INFO))), "utf-8")
+    (suite,) = JUnitXml.fromfile(str(path))
+    assert (suite.tests, suite.failures, suite.errors, suite.skipped) == (5, 1, 1, 1)
+    results = {str(case.name): [type(one).__name__ for one in case.result] for case in suite}
+    assert results == {
+        "FGD104": ["Skipped"],
+        "FGD201 bank-never-active": ["Failure"],
+        "FGD301": [],
+        "FGD302 bank-never-active": [],
+        "could be read": ["Error"],
+    }
+
+
 def test_junit_is_read_with_its_counts() -> None:
     suite = ElementTree.fromstring(junit.render(report(FINDING)))
     assert suite.attrib == {"name": "fgclip-doctor", "tests": "4", "failures": "1", "errors": "1", "skipped": "1"}
@@ -62,6 +81,37 @@ def test_junit_is_read_with_its_counts() -> None:
         "FGD104", "FGD201 bank-never-active", "FGD301", "could be read",
     ]  # fmt: skip
     assert not ElementTree.fromstring(junit.render(report(FINDING), fail_on=None)).findall(".//failure")
+
+
+def schema() -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures/sarif-2.1.0-rtm.5.json").read_text("utf-8"))
+    return schema
+
+
+def validated(rendered: str) -> dict[str, Any]:
+    """A SARIF document that its official schema accepts."""
+    document: dict[str, Any] = json.loads(rendered, parse_constant=lambda token: pytest.fail(f"bare {token}"))
+    jsonschema.Draft4Validator(schema(), format_checker=jsonschema.FormatChecker()).validate(document)
+    return document
+
+
+@pytest.mark.parametrize(
+    "place", ["a b/ü.json:3", "/abs/x.bin: key", "C:\\x.json", "%41#?&.log:0", "", "\x1b\udc80.log:3"]
+)
+def test_sarif_is_valid_whatever_is_in_it(place: str) -> None:
+    checks, _ = installed_checks()
+    hostile = replace(FINDING, where="", message="", fix="", evidence=(Evidence(name="n", value=1, source=place),))
+    judged = replace(report(hostile, *MANY), suppressed=((hostile, HOSTILE),), crashed=(("FGD999", HOSTILE),))
+    document = validated(sarif.render(judged, version="1.0.0", checks=checks))
+    assert len(document["runs"][0]["results"]) == 27
+    assert document["runs"][0]["invocations"][0]["executionSuccessful"] is False
+
+
+def test_sarif_with_nothing_in_it_is_valid_and_what_is_none_is_not() -> None:
+    document = validated(sarif.render(report(), version="1.0.0", checks=()))
+    del document["runs"][0]["tool"]
+    with pytest.raises(jsonschema.ValidationError):
+        validated(json.dumps(document))
 
 
 def test_sarif_names_rules_places_and_what_was_set_aside() -> None:
