@@ -13,7 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from math import ceil, log2
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class Recorder:
         self.pace = Pace(every)
         self.in_backward = 0
         self.inside_forward = 0
+        self.counted = False  # whether the call under way is one of the model
         self.inside_scheduler = 0
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.beside_first = 0  # steps of other optimizers since one of the first
@@ -81,6 +82,8 @@ class Recorder:
         self.reentrant: set[str] = set()
         self.modes_at = -1
         self.saving = False  # whether something was saved since the last step
+        self.dry_steps = int(os.environ.get(STEPS, "0"))
+        self.state: dry.State | None = None
 
     # --- beginning and end -----------------------------------------------------------------------------------------
 
@@ -119,13 +122,19 @@ class Recorder:
             if not self.looks.subject.gone:  # as it is at the end of a process
                 self.looks.scalars(step)
                 self.looks.rows(step)
+                if self.state is not None:
+                    self.state.finish(step)
+            if self.saving:
+                self._write("saved", step=step)
             self.fetcher.poll(wait=True)
             self._write("end", code=code, **self.clocks, seconds=self.hooks.spent)
             self.journal.close()
 
     def _failed(self, error: Exception) -> None:
         """The last word of a recording that an error of ours ends, if it can still be written."""
-        self._write("off", step=self.clocks["steps"], reason=f"{type(error).__name__}: {error}"[:500])
+        if self.journal is not None:
+            with closing(self.journal):
+                self._write("off", step=self.clocks["steps"], reason=f"{type(error).__name__}: {error}"[:500])
 
     def _write(self, kind: str, **fields: Any) -> None:
         if self.journal is not None:
@@ -157,8 +166,9 @@ class Recorder:
         entered = self.hooks.guard(self._enter_backward)
 
         def backward(*args: Any, **kwargs: Any) -> Any:
-            entered()
-            self.clocks["backwards"] += 1
+            if not self.in_backward:
+                entered()
+            self.clocks["backwards"] += not self.in_backward  # reentrant checkpointing makes some inside of one
             self.in_backward += 1  # a forward in here is one that checkpointing does again
             try:
                 return original(*args, **kwargs)
@@ -204,10 +214,11 @@ class Recorder:
         def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():  # first of all, so that nothing of ours is traced
                 return original(module, *args, **kwargs)
-            watched = self.subject is None or self.subject.is_model(module)
-            if self.hooks.off or not watched or self.inside_forward or self.in_backward:
+            self.counted = False
+            if not (self.hooks.off or self.inside_forward or self.in_backward):
+                entered(module)
+            if not self.counted:
                 return original(module, *args, **kwargs)
-            entered(module)
             self.inside_forward += 1
             try:
                 return original(module, *args, **kwargs)
@@ -217,6 +228,9 @@ class Recorder:
         return called
 
     def _enter(self, module: nn.Module) -> None:
+        if self.subject is not None and not self.subject.is_model(module):
+            return
+        self.counted = True
         if not torch.is_grad_enabled():
             self.clocks["evaluations"] += 1
             return
@@ -263,12 +277,12 @@ class Recorder:
         if owner is nn.Module:  # give the class one of its own, so that other modules are called as ever
             original = nn.Module.__call__
             ours = functools.wraps(original)(self._around_call(original))
-            ours.watched = True  # type: ignore[attr-defined]
+            ours.watched_by = self  # type: ignore[attr-defined]
             type.__setattr__(kind, "__call__", ours)
             self.hooks.undo.append(lambda: delattr(kind, "__call__") if kind.__dict__.get("__call__") is ours else None)
-        elif not getattr(owner.__dict__["__call__"], "watched", False):
+        elif getattr(owner.__dict__["__call__"], "watched_by", None) is not self:
             self.hooks.patch(owner, "__call__", self._around_call)
-            owner.__dict__["__call__"].watched = True
+            owner.__dict__["__call__"].watched_by = self
 
     def _find(self) -> None:
         subject = found_for(list(self.optimizers), sites.outside(sys._getframe(1)))
@@ -295,6 +309,8 @@ class Recorder:
             optimizers=[type(one).__name__ for one in subject.optimizers],
         )
         self.looks.describe(self.clocks["steps"])
+        if self.dry_steps and rank == 0:
+            self.state = dry.State(subject, self._write)
         for of, values in configurations(subject):
             if values:
                 self._write("arguments", of=of, values=values)
@@ -400,6 +416,10 @@ class Recorder:
             self.looks.updates(step)
             self.looks.scalars(step)
             self.looks.banks(step)
+            if self.state is not None:  # before the record on which the gate ends the command
+                self.state.look()
+                if step >= self.dry_steps:
+                    self.state.finish(step)
             self._write(
                 "step",
                 step=step,

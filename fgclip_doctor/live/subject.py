@@ -61,6 +61,11 @@ class Subject:
         """The same without what wraps it."""
         return _there(self._inner)
 
+    def models(self) -> Iterator[tuple[str, nn.Module]]:
+        """Each model without what wraps it, and what its names begin with."""
+        for prefix, reference in self._models:
+            yield prefix, unwrapped(_there(reference))
+
     @property
     def gone(self) -> bool:
         return any(reference() is None for _, reference in self._models) or not self.optimizers
@@ -160,7 +165,8 @@ def found_for(optimizers: Sequence[Optimizer], frame: FrameType | None) -> Subje
             missing = {key: one for key, one in missing.items() if key not in own}
     if not chosen:
         return None
-    variables = {id(value): name for scope in _scopes(frame) for name, value in scope.items()}
+    named = len(chosen) > 1 or missing  # else the frame's variables, which it would keep alive, aren't asked for
+    variables = {id(value): name for scope in _scopes(frame if named else None) for name, value in scope.items()}
     models = [("" if len(chosen) == 1 else f"{variables.get(id(root), type(root).__name__)}.", root) for root in chosen]
     own = {id(one) for root in chosen for one in root.parameters()}
     involved = [one for one in ordered if not own.isdisjoint(map(id, held(one)))]
