@@ -82,8 +82,6 @@ class Recorder:
         self.reentrant: set[str] = set()
         self.modes_at = -1
         self.saving = False  # whether something was saved since the last step
-        self.dry_steps = int(os.environ.get(STEPS, "0"))
-        self.state: dry.State | None = None
 
     # --- beginning and end -----------------------------------------------------------------------------------------
 
@@ -123,7 +121,6 @@ class Recorder:
                 self.looks.scalars(step)
                 self.looks.rows(step)
                 if self.state is not None:
-                    self.state.finish(step)
             if self.saving:
                 self._write("saved", step=step)
             self.fetcher.poll(wait=True)
@@ -309,8 +306,6 @@ class Recorder:
             optimizers=[type(one).__name__ for one in subject.optimizers],
         )
         self.looks.describe(self.clocks["steps"])
-        if self.dry_steps and rank == 0:
-            self.state = dry.State(subject, self._write)
         for of, values in configurations(subject):
             if values:
                 self._write("arguments", of=of, values=values)
@@ -416,10 +411,6 @@ class Recorder:
             self.looks.updates(step)
             self.looks.scalars(step)
             self.looks.banks(step)
-            if self.state is not None:  # before the record on which the gate ends the command
-                self.state.look()
-                if step >= self.dry_steps:
-                    self.state.finish(step)
             self._write(
                 "step",
                 step=step,
