@@ -120,7 +120,6 @@ class Recorder:
             if not self.looks.subject.gone:  # as it is at the end of a process
                 self.looks.scalars(step)
                 self.looks.rows(step)
-                if self.state is not None:
             if self.saving:
                 self._write("saved", step=step)
             self.fetcher.poll(wait=True)
