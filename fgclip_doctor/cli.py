@@ -327,6 +327,13 @@ def gate(
         list[str] | None, typer.Option("--command", help="One more command to run and judge, in quotes.")
     ] = None,
     repeat: Annotated[bool, typer.Option("--repeat", help="Run it twice: do the losses agree?")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="COMMAND", help="One in quotes that goes on from what was saved: does it?"),
+    ] = None,
+    overfit: Annotated[
+        bool, typer.Option("--overfit", help="Run it again on its first batch alone: is that one learnt?")
+    ] = False,
     config_only: Annotated[
         bool, typer.Option("--config-only", help="Run nothing: judge and forecast from arguments and configurations.")
     ] = False,
@@ -370,6 +377,9 @@ def gate(
     words = gating.commands(context.meta.get("command"), commands or [])
     if not paths and not words:
         raise _fail("gate takes a PATH, or -- and a command to run")
+    resumed = next(iter(gating.commands(None, [resume or ""])), ())
+    if resumed and (len(words) != 1 or config_only):
+        raise _fail("--resume goes on from one command that is run")
     try:
         config, checks = _settings(config_file, select, ignore)
         threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
@@ -379,6 +389,8 @@ def gate(
             steps=steps,
             max_time=max_time,
             repeat=repeat,
+            resume=resumed,
+            overfit=overfit,
             config_only=config_only,
             record=record,
             base=base,

@@ -16,12 +16,13 @@ from fgclip_doctor.diagnosis import Report, diagnose
 from fgclip_doctor.findings import Evidence
 from fgclip_doctor.inert import inert
 from fgclip_doctor.live.gate import Outcome, run_steps
-from fgclip_doctor.live.launcher import fresh_directory
+from fgclip_doctor.live.launcher import OVERFIT, fresh_directory
 from fgclip_doctor.registry import Check
 from fgclip_doctor.run import Missing, Run
 from fgclip_doctor.sources import cache, load, recording, trainer
 from fgclip_doctor.sources.facts import typed
 
+RESUMED_STEPS = 5  # of the command that goes on from what the first one saved
 LAST_LINES = 3  # of what a command printed, to say why it failed
 
 
@@ -38,6 +39,8 @@ class Gate:
     steps: int = 20
     max_time: float = 1800.0
     repeat: bool = False
+    resume: tuple[str, ...] = ()  # a command that goes on from what the first one saved
+    overfit: bool = False
     config_only: bool = False
     record: Path | None = None
     base: Path | None = None
@@ -81,22 +84,50 @@ def _runs(gate: Gate, config: Config, say: Callable[[str], object]) -> Iterator[
     place = gate.record or fresh_directory()
     for number, words in enumerate(gate.commands):
         directory = place if len(gate.commands) == 1 else place / str(number + 1)
-        outcome = _steps(words, directory, gate, say)
+        outcome = _steps(words, directory, gate, say, until_saved=bool(gate.resume))
         run = load([directory], gate.base, gate.facts, config.roles)
         run.subject = shlex.join(words)
+        notes = [_told(outcome, gate)]
+        if gate.resume:
+            if not outcome.saved:
+                raise Failed(f"no checkpoint was saved within {outcome.step} steps, from which --resume could go on")
+            _steps(gate.resume, directory / "resume", replace(gate, steps=RESUMED_STEPS), say)
+            run.resumed = load([directory / "resume"], gate.base, gate.facts, config.roles)
         if gate.repeat:
             _steps(words, directory / "repeat", gate, say)
             run.repeated = recording.read(directory / "repeat").recording
-        yield run, [_told(outcome, gate)]
+        if gate.overfit:
+            try:
+                _steps(words, directory / "overfit", gate, say, variables={OVERFIT: "1"})
+                run.overfitted = load([directory / "overfit"], gate.base, gate.facts, config.roles)
+            except Failed as error:  # it runs otherwise, but not every training stands the same batch again
+                notes.append(Evidence(name="overfitting", value="not known", why=str(error)))
+        yield run, notes
 
 
-def _steps(words: Sequence[str], directory: Path, gate: Gate, say: Callable[[str], object]) -> Outcome:
+def _steps(
+    words: Sequence[str],
+    directory: Path,
+    gate: Gate,
+    say: Callable[[str], object],
+    *,
+    variables: Mapping[str, str] | None = None,
+    until_saved: bool = False,
+) -> Outcome:
     """Run the steps. Raises `Failed` where there is nothing to judge."""
     if any(directory.glob("rank-*.jsonl")):
         raise Failed(f"{directory}: holds a recording already")
     say(f"fgclip-doctor: {inert(shlex.join(words))}: {gate.steps} steps, recorded in {directory}")
     with _progress(gate.steps) as on_step:
-        outcome = run_steps(words, directory, steps=gate.steps, max_time=gate.max_time, on_step=on_step)
+        outcome = run_steps(
+            words,
+            directory,
+            steps=gate.steps,
+            max_time=gate.max_time,
+            variables=variables,
+            on_step=on_step,
+            until_saved=until_saved,
+        )
     printed = (directory / "output.txt").read_text("utf-8", "replace").splitlines()[-LAST_LINES:]
     last = f"; it printed: {' | '.join(printed)}" if printed else ""
     if outcome.reason == "exit" and outcome.code:

@@ -94,6 +94,31 @@ class Gather:
 
 
 @dataclass(frozen=True, slots=True)
+class Unsaved:
+    """Something that a model carries from step to step, and that a load of its state dict doesn't bring back."""
+
+    name: str
+    kind: str  # "tensor", "list" (of tensors), "number"
+    shape: tuple[int, ...]
+    bank: bool  # rows or columns of length 1
+    counts: bool  # a whole number that rises and never falls
+    first: float | None = None  # of a number
+    last: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the model was after `step`, beside what saving its state dict and loading it into a copy gave back."""
+
+    step: int
+    unsaved: tuple[Unsaved, ...] = ()
+    changed: tuple[str, ...] = ()  # parameters and buffers with other bits after the load
+    late: tuple[str, ...] = ()  # keys of the state dict that were not there at the start
+    failed: str = ""  # what the load raised
+    skipped: str = ""  # why some of this is not known
+
+
+@dataclass(frozen=True, slots=True)
 class Rank:
     """What one process of the training was seen to do."""
 
@@ -107,6 +132,8 @@ class Rank:
     evaluating: Mapping[str, int] = field(default_factory=dict)  # modules in eval mode under gradients: forwards so
     reentrant: tuple[str, ...] = ()  # modules run under reentrant checkpointing with no input that needs a gradient
     digests: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # "parameters", role of a bank: step to hash
+    state: State | None = None  # of a dry run
+    updates_before: int | None = None  # that Adam had applied when the recording began, in a dry run
 
     @property
     def joined(self) -> Columns | None:

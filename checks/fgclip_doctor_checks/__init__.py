@@ -15,9 +15,11 @@ from fgclip_doctor_checks.clocks.accumulation_loss_scaled import accumulation_lo
 from fgclip_doctor_checks.clocks.arguments_ignored_on_resume import arguments_ignored_on_resume
 from fgclip_doctor_checks.clocks.batch_changed_on_resume import batch_changed_on_resume
 from fgclip_doctor_checks.clocks.batch_not_as_configured import batch_not_as_configured
+from fgclip_doctor_checks.clocks.candidates_not_as_planned import candidates_not_as_planned
 from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
 from fgclip_doctor_checks.clocks.partial_resume import partial_resume
 from fgclip_doctor_checks.clocks.repeat_disagrees import repeat_disagrees
+from fgclip_doctor_checks.clocks.resume_starts_over import resume_starts_over
 from fgclip_doctor_checks.clocks.schedule_outruns_run import schedule_outruns_run
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
 from fgclip_doctor_checks.data.box_frame_wrong import box_frame_wrong
@@ -32,12 +34,15 @@ from fgclip_doctor_checks.gradients.freeze_list_not_kept import freeze_list_not_
 from fgclip_doctor_checks.gradients.gradient_clipping_off import gradient_clipping_off
 from fgclip_doctor_checks.gradients.gradient_spike import gradient_spike
 from fgclip_doctor_checks.gradients.learning_rate_group_wrong import learning_rate_group_wrong
+from fgclip_doctor_checks.gradients.load_changes_state import load_changes_state
 from fgclip_doctor_checks.gradients.parameter_frozen import parameter_frozen
 from fgclip_doctor_checks.gradients.parameter_never_got_gradient import parameter_never_got_gradient
 from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_not_in_optimizer
 from fgclip_doctor_checks.gradients.parameter_unchanged import parameter_unchanged
+from fgclip_doctor_checks.gradients.state_not_saved import state_not_saved
 from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
 from fgclip_doctor_checks.gradients.weight_decay_on_scale import weight_decay_on_scale
+from fgclip_doctor_checks.losses.batch_not_overfitted import batch_not_overfitted
 from fgclip_doctor_checks.losses.dead_loss_term import dead_loss_term
 from fgclip_doctor_checks.losses.loss_at_chance import loss_at_chance
 from fgclip_doctor_checks.losses.loss_diverges import loss_diverges
@@ -80,6 +85,8 @@ CHECKS: tuple[Check, ...] = (
     eval_mode_in_training,
     gradient_spike,
     freeze_list_not_kept,
+    state_not_saved,
+    load_changes_state,
     bank_never_active,
     bank_holds_noise,
     bank_not_in_checkpoint,
@@ -103,6 +110,8 @@ CHECKS: tuple[Check, ...] = (
     batch_changed_on_resume,
     arguments_ignored_on_resume,
     repeat_disagrees,
+    resume_starts_over,
+    candidates_not_as_planned,
     loss_at_chance,
     yardstick_moved,
     loss_oscillates,
@@ -112,6 +121,7 @@ CHECKS: tuple[Check, ...] = (
     dead_loss_term,
     loss_plateau,
     single_candidate,
+    batch_not_overfitted,
     too_few_candidates,
     duplicate_captions,
     degenerate_regions,

@@ -59,6 +59,11 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD803", "FGD501", "most ranks teach wrong pairs"),
     Cause("FGD604", "FGD501", "regions are pooled from elsewhere than their captions say", case="region"),
     Cause("FGD605", "FGD501", "captions between two misaligned groups are taken for negatives", case="hard"),
+    Cause("FGD101", "FGD510", "what is frozen learns no batch"),
+    Cause("FGD102", "FGD510", "what no group holds learns no batch"),
+    Cause("FGD103", "FGD510", "what gets no gradient learns no batch"),
+    Cause("FGD106", "FGD510", "updates that round to nothing learn no batch"),
+    Cause("FGD509", "FGD510", "with one candidate there is nothing to learn"),
     Cause("FGD404", "FGD501", "a loss that is multiplied looks as if it lay over its null level", case="opposed"),
     # what a curve shows
     Cause("FGD501", "FGD502", "at chance before and after, so the jump is the yardstick's alone", same_place=True),

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgclip_doctor.live.launcher import VARIABLE, Command
+from fgclip_doctor.live.launcher import STEPS, VARIABLE, Command
 from fgclip_doctor.sources.recording import Reader
 
 LOOK = 0.2  # seconds between two looks at the step
@@ -29,6 +29,7 @@ class Outcome:
     reason: str
     code: int
     seconds: float
+    saved: int = 0  # the step of the last checkpoint that was seen to be written
 
 
 def run_steps(
@@ -39,11 +40,12 @@ def run_steps(
     max_time: float,
     variables: Mapping[str, str] | None = None,
     on_step: Callable[[int], object] = lambda step: None,
+    until_saved: bool = False,
 ) -> Outcome:
     """Run a command until it has done `steps` optimizer steps, and end it with all that it started.
 
-    What it writes by itself, checkpoints and logs, is left alone. Its output goes to ``output.txt`` beside the
-    recording. Raises `OSError` if there is no such command.
+    With `until_saved` it goes on until a checkpoint was written, too. What it writes by itself, checkpoints and logs,
+    is left alone. Its output goes to ``output.txt`` beside the recording. Raises `OSError` if there is no such command.
     """
     directory.mkdir(parents=True, exist_ok=True)
     reader = Reader(directory)
@@ -51,20 +53,24 @@ def run_steps(
     step, reason = 0, "exit"
     with (directory / "output.txt").open("wb") as output, _orphans_are_ours():
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-        command = Command(words, directory, variables=variables, start_new_session=True, **streams)
+        told = {STEPS: str(steps), **(variables or {})}
+        command = Command(words, directory, variables=told, start_new_session=True, **streams)
         try:
             while command.running(LOOK):
                 reader.poll()
-                step = max((rank.step for rank in reader.ranks.values()), default=0)
+                first = reader.first
+                step = first.step if first else 0
                 on_step(step)
-                if step >= steps or time.monotonic() - began > max_time:
-                    reason = "steps" if step >= steps else "time"
+                done = step >= steps and (not until_saved or (first is not None and first.saved_at > 0))
+                if done or time.monotonic() - began > max_time:
+                    reason = "steps" if done else "time"
                     break
         finally:
             end(command, directory)
         reader.poll()
         step = max((rank.step for rank in reader.ranks.values()), default=0)
-    return Outcome(directory, step, reason, command.exit_code, time.monotonic() - began)
+        saved = max((rank.saved_at for rank in reader.ranks.values()), default=0)
+    return Outcome(directory, step, reason, command.exit_code, time.monotonic() - began, saved)
 
 
 def end(command: Command, directory: Path) -> None:

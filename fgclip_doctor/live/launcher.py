@@ -14,6 +14,8 @@ from types import FrameType
 from typing import Any
 
 VARIABLE = "FGCLIP_DOCTOR_RECORD"  # the directory of the recording
+STEPS = "FGCLIP_DOCTOR_GATE"  # the steps of a dry run, after which the model is taken through a save and a load
+OVERFIT = "FGCLIP_DOCTOR_OVERFIT"  # set where each call of the model is to get the first batch again
 INJECTED = Path(__file__).parent / "injected"
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # Ctrl-C reaches the command by itself
 

@@ -24,11 +24,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from fgclip_doctor.live import sites
+from fgclip_doctor.live import dry, sites
 from fgclip_doctor.live.configured import configurations
 from fgclip_doctor.live.fetch import Fetcher
 from fgclip_doctor.live.hooks import Function, Hooks
 from fgclip_doctor.live.journal import VERSION, Journal
+from fgclip_doctor.live.launcher import OVERFIT, STEPS
 from fgclip_doctor.live.looks import Looks
 from fgclip_doctor.live.subject import (
     SCALARS,
@@ -82,6 +83,9 @@ class Recorder:
         self.reentrant: set[str] = set()
         self.modes_at = -1
         self.saving = False  # whether something was saved since the last step
+        self.dry_steps = int(os.environ.get(STEPS, "0"))
+        self.state: dry.State | None = None
+        self.replay = dry.Replay() if os.environ.get(OVERFIT) else None
 
     # --- beginning and end -----------------------------------------------------------------------------------------
 
@@ -120,6 +124,8 @@ class Recorder:
             if not self.looks.subject.gone:  # as it is at the end of a process
                 self.looks.scalars(step)
                 self.looks.rows(step)
+                if self.state is not None:
+                    self.state.finish(step)
             if self.saving:
                 self._write("saved", step=step)
             self.fetcher.poll(wait=True)
@@ -215,6 +221,9 @@ class Recorder:
                 entered(module)
             if not self.counted:
                 return original(module, *args, **kwargs)
+            if self.replay is not None and torch.is_grad_enabled():
+                args, kwargs = self.replay(module, args, kwargs)
+                self.clocks["replayed"] = self.clocks.get("replayed", 0) + 1
             self.inside_forward += 1
             try:
                 return original(module, *args, **kwargs)
@@ -305,6 +314,8 @@ class Recorder:
             optimizers=[type(one).__name__ for one in subject.optimizers],
         )
         self.looks.describe(self.clocks["steps"])
+        if self.dry_steps and rank == 0:
+            self.state = dry.State(subject, self._write)
         for of, values in configurations(subject):
             if values:
                 self._write("arguments", of=of, values=values)
@@ -410,6 +421,10 @@ class Recorder:
             self.looks.updates(step)
             self.looks.scalars(step)
             self.looks.banks(step)
+            if self.state is not None:  # before the record on which the gate ends the command
+                self.state.look()
+                if step >= self.dry_steps:
+                    self.state.finish(step)
             self._write(
                 "step",
                 step=step,

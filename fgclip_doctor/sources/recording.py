@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fgclip_doctor.recorded import Columns, Gather, LossSite, Parameter, Rank, Reach, Recording
+from fgclip_doctor.recorded import Columns, Gather, LossSite, Parameter, Rank, Reach, Recording, State, Unsaved
 from fgclip_doctor.run import (
     Checkpoint,
     Fact,
@@ -45,7 +45,7 @@ MAX_RANKS = 64  # beyond, the rest is left out: what is wrong between ranks show
 MAX_CHANGES, MAX_SITES, MAX_SERIES, MAX_POINTS = 1024, 256, 4096, 1 << 20
 KINDS = (
     *("start", "model", "arguments", "loss", "columns", "reach", "gradients", "updates", "scalars", "rows"),
-    *("step", "end", "off", "reentrant", "saved", "digest"),
+    *("step", "end", "off", "reentrant", "saved", "digest", "begun", "state"),
 )
 SCALARS_OF_SITE = ("anchors", "candidates", "loss", "null", "top1")
 NEWEST = 3  # of the snapshots of a bank that are kept, beside the first
@@ -131,6 +131,11 @@ class Reader:
             self.problems.append(line)
 
     @property
+    def first(self) -> _Rank | None:
+        """The first rank that has begun."""
+        return self.ranks[min(self.ranks)] if self.ranks else None
+
+    @property
     def ended(self) -> bool:
         """Whether every rank has ended as it should."""
         return bool(self.ranks) and all(rank.ended for rank in self.ranks.values())
@@ -211,6 +216,8 @@ class _Rank:
     rows: dict[str, list[tuple[int, np.ndarray[Any, Any], str]]] = field(default_factory=dict)
     scalars: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, dict[str, Any]] = field(default_factory=dict)  # by where they were found, the best first
+    updates_before: int | None = None
+    state: State | None = None
     off: str = ""  # why the recorder stopped before the training did
     seen_at: int = 0  # the step of the last look
     ended: bool = False
@@ -330,6 +337,15 @@ class _Rank:
     def _reentrant(self, *, name: str, **_: Any) -> None:
         self.reentrant.append(str(name))
 
+    def _begun(self, *, updates: int | None) -> None:
+        self.updates_before = None if updates is None else int(updates)
+
+    def _state(
+        self, *, step: int, unsaved: list[Any], changed: list[Any], late: list[Any], failed: str, skipped: str
+    ) -> None:
+        names = (tuple(map(str, changed)), tuple(map(str, late)), str(failed), str(skipped))
+        self.state = State(int(step), tuple(_unsaved(**one) for one in unsaved), *names)
+
     def _saved(self, *, step: int) -> None:
         self._add("saved", step, 1.0)
 
@@ -367,7 +383,14 @@ class _Rank:
             evaluating=self.evaluating,
             reentrant=tuple(self.reentrant),
             digests=self.digests,
+            state=self.state,
+            updates_before=self.updates_before,
         )
+
+    @property
+    def saved_at(self) -> int:
+        """The step of the last checkpoint that was seen to be written; 0 where none was."""
+        return self.columns["saved"].steps[-1] if "saved" in self.columns else 0
 
     @property
     def in_parts(self) -> bool:
@@ -450,6 +473,11 @@ class _Rank:
             i: ParameterState(i, self.seen_at) for i, (name, _) in enumerate(held) if self._gradient(name) != "none"
         }
         return Optimizer(Source(self.path, "optimizer"), groups, states, names, "named as they were watched")
+
+
+def _unsaved(*, name: str, kind: str, shape: list[Any], bank: bool, counts: bool, first: Any, last: Any) -> Unsaved:
+    values = (None if one is None else float(one) for one in (first, last))
+    return Unsaved(str(name), str(kind), _shape(shape), bool(bank), bool(counts), *values)
 
 
 def _shape(shape: Iterable[Any]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import memory_bank, warmup_over
+from fgclip_doctor.recorded import State
 
 POINTER = re.compile(r"ptr|pointer|cursor|idx|index", re.IGNORECASE)
 PARAMETER = (".weight", ".bias")
@@ -18,7 +19,8 @@ def bank_not_in_checkpoint(run: Run) -> Iterator[Finding]:
     Why: What is a plain tensor, a non-persistent buffer or a Python attribute isn't saved. After a resume the rows are
         noise again, or they are there but count as unwritten, and the loss jumps for no visible reason.
     Evidence: The configuration asks for a bank, and no tensor of the checkpoint holds it; or the rows are there without
-        their pointer.
+        their pointer. In a dry run (`gate -- COMMAND`), what the model carried from step to step and a load of its own
+        state dict did not bring back: matrices with rows of length 1, and the bank's pointer and flag.
     Benign: Exported weights without trainer state aren't meant for resuming. A bank may be created only when its warmup
         ends. A fill flag isn't asked for: MoCo's bank has none, and until a ring wraps, its pointer tells as much. One
         that shifts its rows instead of overwriting them needs no pointer, and should ignore this rule.
@@ -26,6 +28,9 @@ def bank_not_in_checkpoint(run: Run) -> Iterator[Finding]:
         before its loss counts.
     Sources: KevinMusgrave/pytorch-metric-learning 4520db7 (the memory became a buffer); lightly-ai/lightly#993.
     """
+    if run.recording and (state := run.recording.first.state):
+        yield from _after_a_load(run, state)
+        return
     checkpoint = run.checkpoint
     if checkpoint.optimizer is None and checkpoint.scheduler is None and checkpoint.trainer_step is None:
         raise Missing("no optimizer or trainer state: these weights may be an export that nobody resumes")
@@ -72,3 +77,31 @@ def bank_not_in_checkpoint(run: Run) -> Iterator[Finding]:
                 ),
             ),
         )
+
+
+def _after_a_load(run: Run, state: State) -> Iterator[Finding]:
+    """What of the bank a copy of the model did not get back."""
+    steering = {run.roles.get("bank.pointer"), run.roles.get("bank.full")}
+    lost = [one for one in state.unsaved if one.bank or one.name in steering]
+    if not lost:
+        if state.skipped or not any(role.startswith("bank.") for role in run.roles):
+            raise Missing(state.skipped or "no memory bank was found")
+        return
+    names = ", ".join(one.name for one in lost)
+    rows = any(one.bank for one in lost)
+    yield Finding(
+        message=f"{names}: kept from step to step, and not in what the model saves, so a resumed run starts with "
+        + ("other rows than it had." if rows else "the rows that it had, and doesn't know which were written."),
+        where=names,
+        evidence=tuple(
+            Evidence(
+                name=one.name,
+                value="not saved",
+                expected="in the state dict",
+                why="a copy of the model that loaded its state dict doesn't have it",
+                source=run.watched.first.path,
+                step=state.step,
+            )
+            for one in lost
+        ),
+    )
