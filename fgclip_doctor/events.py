@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 RATE = re.compile(r"(?:.*[/_.])?(?:lr|learning_rate)(?:[-_/.].*)?", re.IGNORECASE)
 SCALE = re.compile(r"(?:.*[/_.])?\w*logit_?scale\w*|(?:.*[/_.])?(?:log_?)?(?:temp|temperature|tau)", re.IGNORECASE)
+BARE_SCALE = re.compile(r"(?:train(?:ing)?[/_.])?scale", re.IGNORECASE)  # open_clip's events call it so
 ABOUT = re.compile(r"grad|norm\b|ratio|update|\blr\b|learning.rate", re.IGNORECASE)
 BANK = re.compile(r"bank|queue|xbm", re.IGNORECASE)
 RAW = log(1000)  # a logged scale over this is exp(logit_scale) itself
@@ -74,7 +75,17 @@ def log_scale(series: Series) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 def scales(run: Run) -> list[Series]:
     """The logged scales, and not what was logged of their gradients and updates."""
     named = [name for name in run.series if SCALE.fullmatch(name) and not ABOUT.search(name)]
+    if not named:
+        named = [name for name, one in run.series.items() if BARE_SCALE.fullmatch(name) and not _of_gradients(one)]
     return [run.series[name].standing for name in named if len(run.series[name].values)]
+
+
+def _of_gradients(series: Series) -> bool:
+    """Whether a scale is that of a gradient scaler: powers of two, or beyond what a softmax stands."""
+    import numpy as np
+
+    values = series.values[np.isfinite(series.values)]
+    return not len(values) or bool((values > 1000).any() or (np.frexp(values)[0] == 0.5).all())
 
 
 def _planned(run: Run) -> Iterator[Event]:

@@ -87,3 +87,20 @@ def test_steps_of_an_epoch() -> None:
     assert events.steps_per_epoch(runs.run(facts=facts)) == 100
     assert events.steps_per_epoch(logged(np.arange(0, 1000, 10), epoch=np.arange(0, 10, 0.1))) == pytest.approx(100)
     assert events.steps_per_epoch(logged(loss=np.ones(5))) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "taken"),
+    [
+        ([14.29, 14.31, 14.40], True),  # open_clip's `train/scale`
+        ([2.65625, 2.65625, 2.65625], True),
+        ([65536.0, 32768.0, 32768.0], False),  # a gradient scaler's
+        ([512.0, 256.0, 128.0], False),
+        ([float("nan")] * 3, False),
+    ],
+)
+def test_a_bare_scale_is_the_logits_unless_it_is_that_of_gradients(values: list[float], taken: bool) -> None:
+    run = logged(**{"train/scale": values})
+    assert bool(events.scales(run)) is taken
+    named = logged(**{"train/scale": values, "logit_scale": [4.6, 4.6, 4.6]})
+    assert [one.name for one in events.scales(named)] == ["logit_scale"]
