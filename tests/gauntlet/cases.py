@@ -73,6 +73,7 @@ def joined(*seen: Codes) -> Codes:
 
 
 BANK = {"roi_projection": True, "use_memory_bank": True, "memory_bank_size": 48, "memory_bank_warmup_steps": 30}
+MEAN = {"global_weight": 0.25, "global_short_weight": 0.25, "region_weight": 0.25, "hard_weight": 0.25}
 LITTLE = {"learning_rate": 5e-6, "text_learning_rate": 2e-6, "scale_learning_rate": 5e-6}
 SHAPED = 1.4e-2  # the learning rate of a base whose weights no longer look random: as after long training
 EVEN = 21  # rows that the eight pairs of a forward pass don't divide
@@ -114,6 +115,7 @@ FAULTS: tuple[Fault, ...] = (
         run=tuned("bank-rows-not-unit"),
         checkpoint="FGD204",
         log="FGD505 FGD501 FGD503",
+        both="FGD204",
     ),
     Fault(name="bank not saved", run=tuned("bank-not-saved"), checkpoint="FGD203", log=NOT_LOGGED),
     Fault(name="bank pointer not saved", run=tuned("bank-pointer-not-saved"), checkpoint="FGD203", log=NOT_LOGGED),
@@ -198,7 +200,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         name="scales reset at a resume",
-        run=tuned("scale-reset-at-start", scale=LOGIT_SCALE_FROM_SCRATCH, scale_learning_rate=2e-3, resume_at=45),
+        run=tuned("scale-reset-at-start", scale=3.0, scale_learning_rate=5e-3, resume_at=45),
         checkpoint="FGD305",
         log="FGD305",
     ),
@@ -344,12 +346,14 @@ FAULTS: tuple[Fault, ...] = (
         run=tuned("texts-pooled-at-start", bank=False, max_steps=170),
         checkpoint="FGD707 FGD103",
         log="FGD501",
+        both="FGD707 FGD103",
     ),
     Fault(
         name="texts pooled at their start, from scratch",
         run=scratch("texts-pooled-at-start"),
         checkpoint="FGD707 FGD103",
         log="FGD501",
+        both="FGD707 FGD103",
     ),
     Fault(
         name="captions of others",
@@ -436,7 +440,12 @@ FAULTS: tuple[Fault, ...] = (
         log=Hidden("the features that it is made of learn from the other terms, so it falls with them"),
         both="FGD507 FGD103",
     ),
-    Fault(name="terms swallowed", run=tuned("terms-swallowed"), checkpoint="FGD507 FGD406", log="FGD507"),
+    Fault(
+        name="terms swallowed",
+        run=tuned("terms-swallowed"),
+        checkpoint=Hidden("fewer steps of some parameters are also those of an unfreezing"),
+        log="FGD507",
+    ),
     Fault(name="NaN hidden", run=tuned("nan-hidden", max_steps=40, save_steps=20), checkpoint="FGD506", log="FGD506"),
     Fault(
         name="plain: NaN hidden by the Trainer",
@@ -448,13 +457,13 @@ FAULTS: tuple[Fault, ...] = (
         name="one candidate",
         run=tuned(bank=False, micro_batch=1, accumulation=2, regions_per_scene=1.0),
         checkpoint="FGD601",
-        log="FGD601 FGD507",
+        log="FGD601 FGD509",
     ),
     Fault(
         name="plain: one candidate",
         run=PlainRun(arguments={"per_device_train_batch_size": 1, "max_steps": 80, "save_steps": 40}),
         checkpoint="FGD601",
-        log="FGD601 FGD507",
+        log="FGD601 FGD509",
     ),
     Fault(
         name="accumulation taken for negatives",
@@ -474,6 +483,7 @@ FAULTS: tuple[Fault, ...] = (
         run=tuned("pure-bf16", scale=LOGIT_SCALE_FROM_SCRATCH, seed=4, **LITTLE),
         checkpoint="FGD106 FGD303",
         log="FGD303",
+        both="FGD106",
     ),
     Fault(
         name="plain: parameters in bf16",
@@ -524,6 +534,7 @@ FAULTS: tuple[Fault, ...] = (
         run=PlainRun(start=None, arguments={"learning_rate": 0.0, "max_steps": 160}),
         checkpoint="FGD107",
         log="FGD107 FGD501",
+        both="FGD107",
     ),
     Fault(
         name="schedule in micro-batches",
@@ -658,6 +669,13 @@ SOUND: tuple[Sound, ...] = (
     Sound(name="scratch, with a bank", run=scratch(model=BANK)),
     Sound(name="scratch, with a bank, seed 1", run=scratch(model=BANK, seed=1)),
     Sound(name="scratch, whole captions only", run=scratch(model={"region_weight": 0.0, "hard_weight": 0.0})),
+    Sound(
+        name="scratch, mean of four terms, accumulated four times",
+        run=scratch(model=MEAN, accumulation=4, max_steps=60, save_steps=30),
+    ),
+    Sound(
+        name="tuned, mean of four terms, accumulated four times", run=tuned(model=MEAN, accumulation=4, max_steps=60)
+    ),
     Sound(name="scratch, resumed", run=scratch(resume_at=85)),
     Sound(name="scratch, large batches", run=scratch(micro_batch=64, max_steps=50, save_steps=25, scenes=512)),
     Sound(name="scratch, tiny batches", run=scratch(micro_batch=4, accumulation=4, max_steps=100, save_steps=50)),
