@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import cos, pi
 
-import numpy as np
 import pytest
 
 from fgclip_doctor.run import Event, Plan, Run, Source
@@ -96,4 +95,5 @@ def test_a_cut_where_the_schedule_is_flat_takes_a_resume_to_tell() -> None:
     assert begun_again(late) is None
     late.events.append(Event("resume", 190, "the trainer says so", Source("log")))
     found = begun_again(late)
-    assert found is not None and found.step == 190
+    assert found is not None
+    assert found.step == 190

@@ -27,6 +27,7 @@ from fgclip_doctor_checks.data.caption_unreadable import caption_unreadable
 from fgclip_doctor_checks.data.degenerate_regions import degenerate_regions
 from fgclip_doctor_checks.data.duplicate_captions import duplicate_captions
 from fgclip_doctor_checks.data.hard_negatives_misaligned import hard_negatives_misaligned
+from fgclip_doctor_checks.data.images_replaced import images_replaced
 from fgclip_doctor_checks.data.too_few_candidates import too_few_candidates
 from fgclip_doctor_checks.gradients.checkpointing_blocks_gradient import checkpointing_blocks_gradient
 from fgclip_doctor_checks.gradients.eval_mode_in_training import eval_mode_in_training
@@ -40,6 +41,7 @@ from fgclip_doctor_checks.gradients.parameter_never_got_gradient import paramete
 from fgclip_doctor_checks.gradients.parameter_not_in_optimizer import parameter_not_in_optimizer
 from fgclip_doctor_checks.gradients.parameter_unchanged import parameter_unchanged
 from fgclip_doctor_checks.gradients.state_not_saved import state_not_saved
+from fgclip_doctor_checks.gradients.steps_skipped import steps_skipped
 from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
 from fgclip_doctor_checks.gradients.weight_decay_on_scale import weight_decay_on_scale
 from fgclip_doctor_checks.losses.batch_not_overfitted import batch_not_overfitted
@@ -62,6 +64,7 @@ from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
 from fgclip_doctor_checks.scales.logit_scale_reset import logit_scale_reset
 from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
 from fgclip_doctor_checks.weights.activation_mismatch import activation_mismatch
+from fgclip_doctor_checks.weights.gamma_not_loaded import gamma_not_loaded
 from fgclip_doctor_checks.weights.head_copy_missing import head_copy_missing
 from fgclip_doctor_checks.weights.position_table_wrong import position_table_wrong
 from fgclip_doctor_checks.weights.projection_transposed import projection_transposed
@@ -85,6 +88,7 @@ CHECKS: tuple[Check, ...] = (
     eval_mode_in_training,
     gradient_spike,
     freeze_list_not_kept,
+    steps_skipped,
     state_not_saved,
     load_changes_state,
     bank_never_active,
@@ -128,6 +132,7 @@ CHECKS: tuple[Check, ...] = (
     box_frame_wrong,
     hard_negatives_misaligned,
     caption_unreadable,
+    images_replaced,
     weights_left_at_init,
     projection_transposed,
     weights_overwritten_at_start,
@@ -136,6 +141,7 @@ CHECKS: tuple[Check, ...] = (
     head_copy_missing,
     texts_pooled_at_start,
     weights_empty,
+    gamma_not_loaded,
     gather_without_gradient,
     ranks_diverge,
     rank_labels_wrong,

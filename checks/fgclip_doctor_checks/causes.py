@@ -23,6 +23,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD106", "FGD303", "the largest step is under half an ulp of the stored scale", case="rounding"),
     # what was never learnt, or is there no more
     Cause("FGD706", "FGD701", "a branch head was not copied from the head that it branches off", case="branch"),
+    Cause("FGD709", "FGD701", "what isn't found under its name is made anew"),
     Cause("FGD708", "FGD701", "who loads an empty tensor gets a random one"),
     # what goes wrong with a scale
     Cause("FGD305", "FGD302", "the scale was set to that value at a start", same_place=True),
@@ -49,6 +50,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD104", "FGD501", "a part that doesn't change can't be aligned"),
     Cause("FGD105", "FGD501", "blocks without a gradient can't be aligned"),
     Cause("FGD106", "FGD501", "updates that round to nothing teach nothing"),
+    Cause("FGD113", "FGD501", "steps that are skipped teach nothing"),
     Cause("FGD107", "FGD501", "a rate of 0 teaches nothing"),
     Cause("FGD405", "FGD501", "a rate that stays near 0 teaches nothing"),
     Cause("FGD701", "FGD501", "features of random parts aren't aligned"),
@@ -82,6 +84,8 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD404", "FGD505", "the loss was multiplied by the accumulation"),
     Cause("FGD406", "FGD505", "a resume without Adam's moments or at the peak rate throws the run back"),
     Cause("FGD106", "FGD506", "float16 moments underflow, and Adam divides by eps"),
+    Cause("FGD301", "FGD113", "a scale without a cap overflows float16 at any loss scale"),
+    Cause("FGD113", "FGD406", "Adam doesn't count the steps that were skipped"),
     Cause("FGD301", "FGD506", "a scale without a cap overflows"),
     Cause("FGD603", "FGD506", "a box of no area gives a zero feature, which divided by its length is NaN"),
     Cause("FGD101", "FGD507", "a term whose parts are all frozen is constant"),
@@ -89,6 +93,8 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD103", "FGD508", "a part without a gradient has learnt what it can"),
     Cause("FGD107", "FGD508", "a part at the wrong rate stands still"),
     Cause("FGD601", "FGD508", "few candidates leave few bits to gain"),
+    Cause("FGD113", "FGD508", "a step that is skipped teaches nothing"),
+    Cause("FGD607", "FGD508", "a caption with a blank image can't be learnt"),
     Cause("FGD602", "FGD508", "copies among the candidates set a floor"),
     Cause("FGD509", "FGD103", "a softmax over one candidate has no gradient"),
     Cause("FGD509", "FGD104", "a softmax over one candidate moves nothing"),

@@ -12,7 +12,8 @@ def batch_not_as_configured(run: Run) -> Iterator[Finding]:
     Why: auto_find_batch_size halves the batch when memory runs out, and goes on; started without torchrun on a machine
     with several GPUs, the Trainer wraps the model in DataParallel. Both change how many candidates an anchor has, and
     DataParallel also loses what a forward writes on its replicas, a memory bank for one.
-    Evidence: train_batch_size in trainer_state.json beside per_device_train_batch_size in training_args.bin.
+    Evidence: train_batch_size in trainer_state.json beside per_device_train_batch_size in training_args.bin; or the
+    Trainer's line in a log, that with DataParallel the batch has been adjusted.
     Benign: the two are the same in every run on one GPU for each process.
     Fix: set a batch that fits, with gradient checkpointing or accumulation; start with torchrun, or show one GPU only
     (CUDA_VISIBLE_DEVICES=0).
@@ -43,5 +44,21 @@ def batch_not_as_configured(run: Run) -> Iterator[Finding]:
             ),
         )
         return
-    if not told:
+    said = run.said("data-parallel")
+    if said and not told:
+        yield Finding(
+            message=f"The Trainer wrapped the model in DataParallel, with {said.names[0]} samples a forward in all: "
+            "each GPU has its share alone for candidates, and what a replica writes into a memory bank is lost.",
+            where="per_device_train_batch_size",
+            evidence=(
+                Evidence(
+                    name="samples a forward",
+                    value=said.names[0],
+                    expected=run.number("micro_batch") if "micro_batch" in run.facts else "one process for each GPU",
+                    why="per_device_train_batch_size, of a process with one GPU",
+                    source=str(said.source),
+                ),
+            ),
+        )
+    elif not told:
         raise Missing("no checkpoint says both what batch was configured and what batch was used")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.events import learning_rate
 from fgclip_doctor.schedule import begun_again
+from fgclip_doctor_checks.causes import explaining
 
 
 @check("FGD406", "partial-resume", Severity.WARNING)
@@ -88,6 +89,7 @@ def _saved(run: Run, tolerance: float) -> Iterator[Finding]:
                 Evidence(name=what, value=value, expected=step, why="global_step", source=str(source), step=step)
                 for what, value, source in wrong
             ),
+            explained_by=explaining("FGD406"),
         )
 
 

@@ -9,6 +9,7 @@ from fgclip_doctor.parts import scales
 from fgclip_doctor.provenance import drift, half_ulp
 from fgclip_doctor.run import Checkpoint, Series, Source, Tensor
 
+PLAIN = {"logit_scale", "logit_bias"}  # the global ones, which are in the model from the start
 STARTS = {"ln 100": log(100), "ln(1/0.07)": log(1 / 0.07), "ln 10": log(10)}
 
 
@@ -20,7 +21,8 @@ def logit_scale_reset(run: Run, *, times: float = 8.0, records: int = 8) -> Iter
     were loaded, on a resume too. The branch then trains at a temperature that it had left, until it finds back.
     Evidence: a scale that is where start-up code puts it, the global scale or a usual start, and further than the
     learning rates can have moved it from its value in the base or in the checkpoint before; in a log, a jump to there
-    that is `times` its usual step.
+    that is `times` its usual step; a loader's line in a log, that a saved scale was not taken, where the run has one of
+    that name.
     Benign: a base whose branch scales have learnt nothing (equal to its global one, or at a start themselves); a base
     without such scales; a clamp.
     Fix: make the scale in the model's __init__, so that it is loaded like any weight, and set it only where the weights
@@ -47,7 +49,25 @@ def logit_scale_reset(run: Run, *, times: float = 8.0, records: int = 8) -> Iter
             compared += 1
             if finding := _jump(series, plainest, times, records):
                 found.setdefault(series.name, finding)
-    if not compared:
+    unexpected = run.said("not-taken") if run.base is None and not found else None
+    here = {name.rpartition(".")[2] for name in (*branches.values(), *(series.name for series in logged))}
+    left = [one for one in unexpected.names if one.rpartition(".")[2] in here - PLAIN] if unexpected else []
+    if unexpected and left:
+        found[left[0]] = Finding(
+            message=f"The loader did not take {', '.join(left)} from the checkpoint, and the run has made it anew: "
+            "what was learnt of it is gone.",
+            where=left[0],
+            evidence=(
+                Evidence(
+                    name="saved scales that were not taken",
+                    value=len(left),
+                    expected=0,
+                    why="the model that was loaded did not have it yet, and has it now",
+                    source=str(unexpected.source),
+                ),
+            ),
+        )
+    elif not compared:
         raise Missing("no branch has a scale in two checkpoints, in a base and a checkpoint, or in a log")
     yield from found.values()
 

@@ -20,13 +20,28 @@ def activation_mismatch(run: Run) -> Iterator[Finding]:
     without a word, and the features are worse from the first step; fine-tuning spends its first steps on repairing
     that.
     Evidence: hidden_act in the run's config.json beside that of the base; without a base, the name that the weights
-    were loaded from, where it is of OpenAI's, MetaCLIP's or DFN's models, which were all trained with quick_gelu. From
-    weights alone it can't be told.
+    were loaded from, where it is of OpenAI's, MetaCLIP's or DFN's models, which were all trained with quick_gelu; or
+    open_clip's warning of a QuickGELU mismatch in a log. From weights alone it can't be told.
     Benign: variants of gelu among each other (tanh or not), which differ by under 0.001; a base without a
     configuration.
     Fix: set hidden_act as the base has it, in the configuration of both towers; open_clip's names end in -quickgelu.
     Sources: mlfoundations/open_clip#771; huggingface/pytorch-image-models#1754; Hendrycks & Gimpel 2016 (both forms).
     """
+    if warned := run.said("activation"):
+        yield Finding(
+            message="open_clip warned that the model's activation is not the one that its weights were trained with.",
+            where="hidden_act",
+            evidence=(
+                Evidence(
+                    name="quick_gelu of the model",
+                    value=(warned.names or ("not as trained",))[0],
+                    expected=(warned.names or ("as trained",))[-1],
+                    why="what the pretrained tag was trained with, as open_clip says",
+                    source=str(warned.source),
+                ),
+            ),
+        )
+        return
     fact = run.checkpoint.facts.get("hidden_act") or run.fact("hidden_act")
     base = run.base.facts.get("hidden_act") if run.base else None
     name = run.facts.get("started_from")

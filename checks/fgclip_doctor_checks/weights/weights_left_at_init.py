@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.events import learning_rate
 from fgclip_doctor.parts import ADAPTER, ELDER, FLOATS, modality
 from fgclip_doctor.provenance import Randomness, drift, from_one, gains, origin, randomness_of
 from fgclip_doctor.run import Tensor
@@ -17,6 +18,11 @@ BLOCK = re.compile(r"^(.*\.\d+)\.")
 CORE = re.compile(r"att|qkv|in_proj|out_proj|[qkv]_proj|mlp|fc|dense|ffn", re.IGNORECASE)
 TABLE = re.compile(r"emb", re.IGNORECASE)
 FINAL = re.compile(r"(?:^|[._])(?:ln_final|ln_post|ln_pre|(?:final|post|pre)_?(?:layer_?)?norm|pre_layrnorm)")
+TOWER = re.compile(
+    r"(?:layers|blocks|resblocks)\.|(?:visual|text)_projection|(?:patch|class|token|position\w*)_embedding"
+)
+NEW = re.compile(r"_(?:res|ori|long|filip|short)\b|roi|region|dense|box|adapter|lora|position_ids|classifier")
+NORMAL = 0.02  # standard deviation that transformers gives new weights (initializer_range)
 LARGEST = 1 << 26  # elements of a tensor that is looked at: 256 MiB once they are read
 ALONE = 16_384  # values of a matrix with no others of its kind that are enough to judge it
 
@@ -29,13 +35,18 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
     the model starts with those parts random: its features are no longer aligned.
     Evidence: values that are independent of each other, by the spread of row and column norms, kurtosis and the
     largest singular value, in all tensors of one kind or of one block, where most of the others are far from it; norm
-    gains and biases exactly at 1 and 0 where others moved. With --base: random, and unlike the base or the donor.
+    gains and biases exactly at 1 and 0 where others moved. With --base: random, and unlike the base or the donor. From
+    a log alone: transformers' list of newly initialized weights, as far as they are a tower's or its projection's and
+    the learning rates can't teach them; start-up code may still copy branch heads and long tables.
     Benign: a model trained from scratch, or too little for its weights to show it; adapters; lookup tables; a new
     head that the planned learning rates can teach (at least half its standard deviation), unless it has a donor.
     Fix: print the missing and unexpected keys of load_state_dict; split fused in_proj weights; copy a branch head from
     the head it starts as.
     Sources: Johnstone 2001 (largest eigenvalue of random matrices); Martin & Mahoney 2021 (trained ones differ).
     """
+    if not run.checkpoints:
+        yield from _told(run)
+        return
     try:
         moved = drift(run).typical
     except Missing:
@@ -89,6 +100,35 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
             message=f"{gain.name} is still as initialised: what it should have learnt before is lost.",
             where=gain.name,
             evidence=(spread,),
+        )
+
+
+def _told(run: Run) -> Iterator[Finding]:
+    """What transformers says that it had to make anew, of what nothing makes better afterwards."""
+    import numpy as np
+
+    said = run.said("new-weights")
+    rates = learning_rate(run)
+    if said is None:
+        raise Missing("no checkpoint, and no log that lists newly initialized weights")
+    peak = float(np.nanmax(rates.values)) if rates is not None else run.number("learning_rate")
+    steps = run.number("max_steps", float(rates.steps[-1]) if rates is not None else None)
+    lost = [name for name in said.names if TOWER.search(name) and not NEW.search(name)]
+    if lost and peak * steps < NORMAL / 2:
+        yield Finding(
+            message=f"{len(lost)} of the towers' weights were not in what the run was loaded from, {lost[0]} the "
+            f"first: they are random, and {steps:g} steps at no more than {peak:.2g} can't teach them.",
+            where=lost[0],
+            evidence=(
+                Evidence(
+                    name="newly initialized weights of the towers",
+                    value=len(lost),
+                    expected=0,
+                    why=f"{peak * steps:.2g} is all that Adam can move them, and they are about {NORMAL} wide",
+                    source=str(said.source),
+                ),
+            ),
+            explained_by=explaining("FGD701"),
         )
 
 

@@ -34,3 +34,14 @@ def test_the_batch_in_use(tmp_path: Path, asked: int, used: int, why: str) -> No
 def test_skipped_where_only_one_is_known(tmp_path: Path, asked: int | None, used: int | None) -> None:
     with pytest.raises(Missing, match="both"):
         list(batch_not_as_configured(load([saved(tmp_path, asked, used)])))
+
+
+def test_the_trainers_line_on_data_parallel(tmp_path: Path) -> None:
+    line = "***** Running training *****\n  Instantaneous batch size per device = 8\n"
+    (tmp_path / "sound.log").write_text(line)
+    with pytest.raises(Missing, match="both"):
+        list(batch_not_as_configured(load([tmp_path / "sound.log"])))
+    (tmp_path / "train.log").write_text(line + "  Training with DataParallel so batch size has been adjusted to: 32\n")
+    [finding] = batch_not_as_configured(load([tmp_path / "train.log"]))
+    assert (finding.evidence[0].value, finding.evidence[0].expected) == ("32", 8)
+    assert finding.evidence[0].source.endswith("train.log:3")

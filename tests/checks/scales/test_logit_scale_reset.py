@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.run import Remark, Source
 from fgclip_doctor_checks.scales.logit_scale_reset import logit_scale_reset
 from tests.runs import adam, checkpoint, run, series
 
@@ -67,3 +68,34 @@ def test_a_jump_in_a_log(jump: float, expected: int) -> None:
 def test_skipped_without_anything_to_compare() -> None:
     with pytest.raises(Missing, match="no branch"):
         list(logit_scale_reset(run(checkpoint(saved(3.5)), roles=ROLES)))
+
+
+def loaded(*names: str, scale: str = "logit_scale_region", base: bool = False) -> Run:
+    """A log of a run with two scales, and what its loader did not take."""
+    one = run(
+        base=checkpoint({"logit_scale": np.array(4.0)}, None) if base else None,
+        logged=[series("logit_scale", [4.6] * 4), series(scale, [4.6] * 4)],
+    )
+    one.remarks = [Remark("not-taken", Source("train.log", line=5), names, np.zeros(1))]
+    return one
+
+
+def test_a_loader_says_that_it_did_not_take_a_scale() -> None:
+    [finding] = logit_scale_reset(loaded("vision_head.bias", "model.logit_scale_region"))
+    assert finding.where == "model.logit_scale_region"
+    assert finding.evidence[0].source == "train.log:5"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        loaded("text_model.embeddings.position_ids"),
+        loaded("logit_scale_region", scale="logit_scale_hard"),
+        loaded("logit_scale"),
+        loaded("logit_scale_region", base=True),
+    ],
+    ids=["no scale", "a scale that this model does without", "the global one", "a base that tells more"],
+)
+def test_what_else_a_loader_leaves(case: Run) -> None:
+    with pytest.raises(Missing, match="no branch"):
+        list(logit_scale_reset(case))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.run import Remark, Source
 from fgclip_doctor_checks.weights.activation_mismatch import activation_mismatch
 from tests.runs import checkpoint, run
 
@@ -49,3 +50,11 @@ def test_the_same_activation_is_quiet(quiet: Run) -> None:
 def test_skipped_where_the_base_is_not_known(name: str) -> None:
     with pytest.raises(Missing, match="isn't known"):
         list(activation_mismatch(tuned("gelu", started_from=name)))
+
+
+def test_open_clips_warning_in_a_log() -> None:
+    warned = run()
+    warned.remarks = [Remark("activation", Source("train.log", line=2), ("False", "True"), np.zeros(1))]
+    [finding] = activation_mismatch(warned)
+    assert (finding.evidence[0].value, finding.evidence[0].expected) == ("False", "True")
+    assert finding.evidence[0].source == "train.log:2"

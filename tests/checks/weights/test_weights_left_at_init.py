@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.run import Remark, Source
 from fgclip_doctor_checks.weights.weights_left_at_init import weights_left_at_init
 from tests.runs import adam, checkpoint, run
 
@@ -157,3 +158,45 @@ def test_a_transposed_projection_was_loaded_all_the_same() -> None:
     base = with_new(pretrained(), "projection")
     weights = {**base, "visual_projection.weight": base["visual_projection.weight"].T}
     assert not found(tuned(weights, base=checkpoint(base)))
+
+
+def listed(*names: str, lr: float = 1e-6, steps: int = 1000) -> Run:
+    """A log with transformers' list of newly initialized weights."""
+    one = run(facts={"learning_rate": lr, "max_steps": steps})
+    one.remarks = [Remark("new-weights", Source("train.log", line=9), names, np.zeros(1))]
+    return one
+
+
+def test_transformers_lists_a_part_of_a_tower() -> None:
+    names = ("vision_model.encoder.layers.0.mlp.fc1.weight", "visual_projection.weight", "classifier.weight")
+    [finding] = weights_left_at_init(listed(*names))
+    assert finding.where == names[0]
+    assert (finding.evidence[0].value, finding.evidence[0].source) == (2, "train.log:9")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        listed("classifier.weight", "classifier.bias"),
+        listed("text_filip_projection.weight", "text_model.embeddings.position_embedding_res.weight"),
+        listed("roi_projection.weight", "logit_scale_hardneg", "text_model.embeddings.position_ids"),
+        listed("visual_projection.weight", lr=1e-3),
+    ],
+    ids=["a classifier", "copied by start-up code", "branches and buffers", "rates that can teach it"],
+)
+def test_what_is_new_by_design(case: Run) -> None:
+    assert not list(weights_left_at_init(case))
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(9_900, 1), (10_100, 0)])
+def test_a_list_flips_where_the_rates_can_teach(steps: int, expected: int) -> None:
+    assert len(list(weights_left_at_init(listed("text_projection.weight", steps=steps)))) == expected
+
+
+def test_skipped_where_a_list_comes_without_rates() -> None:
+    one = listed("text_projection.weight")
+    one.facts.clear()
+    with pytest.raises(Missing, match="learning_rate"):
+        list(weights_left_at_init(one))
+    with pytest.raises(Missing, match="no checkpoint"):
+        list(weights_left_at_init(run()))
