@@ -38,6 +38,7 @@ class _Followed:
     first: Value
     last: Value
     object: weakref.ref[Tensor] | None  # of a tensor, which may be written in place
+    other: Value = None  # what it was before its last change
     changes: int = 0
     falls: int = 0
     carried: bool = False  # some of it came over from the step before
@@ -67,6 +68,7 @@ class State:
             value = _kept(now)
             if type(value) is not type(known.last) or not _same(value, known.last):
                 known.changes += 1
+                known.other = known.last
                 in_place = known.object is not None and known.object() is now
                 known.carried |= in_place or _carries(value, known.last)
                 if isinstance(value, int) and isinstance(known.last, int):
@@ -122,7 +124,7 @@ class State:
     def _round_trip(self, changed: dict[str, _Followed]) -> tuple[list[str], str, set[str]]:
         """What a load gives back otherwise than it was saved, why it fails if it does, and which of `changed` it saves.
 
-        The copy starts as the model was at its start, and without any weights.
+        The copy starts without any weights, and with another value of each that changed.
         """
         lost: list[str] = []
         back: set[str] = set()
@@ -136,13 +138,10 @@ class State:
                     one.zero_()
             twin_of = {name: (owner, key) for name, owner, key, _ in _of_model(prefix, twin)}
             for name, one in changed.items():
-                if name in twin_of and one.first is not None:
+                if name in twin_of:
                     owner, key = twin_of[name]
-                    setattr(
-                        owner, key, one.first.to(getattr(owner, key)) if isinstance(one.first, Tensor) else one.first
-                    )
-            try:
-                # what this very process has just written
+                    setattr(owner, key, _other(one, getattr(owner, key)))
+            try:  # nothing but what this very process has just written is unpickled
                 twin.load_state_dict(torch.load(saved, map_location="cpu", weights_only=False))
             except RuntimeError as error:
                 return [], f"{type(error).__name__}: {error}"[:500], set()
@@ -195,6 +194,13 @@ def _kept(value: Value) -> Value:
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     return [_kept(one) for one in value] if isinstance(value, (list, tuple, deque)) else value
+
+
+def _other(one: _Followed, now: Value) -> Value:
+    """Something else of the same kind than what it is now."""
+    if isinstance(now, Tensor):
+        return one.other.to(now.device) if isinstance(one.other, Tensor) else torch.zeros_like(now)
+    return type(now)() if one.other is None else one.other
 
 
 def _reference(value: Value) -> weakref.ref[Tensor] | None:

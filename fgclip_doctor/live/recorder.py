@@ -222,8 +222,7 @@ class Recorder:
             if not self.counted:
                 return original(module, *args, **kwargs)
             if self.replay is not None and torch.is_grad_enabled():
-                args, kwargs = self.replay(module, args, kwargs)
-                self.clocks["replayed"] = self.clocks.get("replayed", 0) + 1
+                args, kwargs = self._first_batch(self.replay, module, args, kwargs)
             self.inside_forward += 1
             try:
                 return original(module, *args, **kwargs)
@@ -242,6 +241,15 @@ class Recorder:
         self.clocks["forwards"] += 1
         self.clocks["bypassed"] += self.subject is not None and module is not self.subject.model
         self.in_forward.clear()
+
+    def _first_batch(self, replay: dry.Replay, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        try:
+            given = replay(module, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - as of every hook
+            self.hooks.fail(error)
+            return args, kwargs
+        self.clocks["replayed"] = self.clocks.get("replayed", 0) + 1
+        return given
 
     # --- finding the model -----------------------------------------------------------------------------------------
 
