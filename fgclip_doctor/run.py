@@ -57,6 +57,7 @@ FACTS: dict[str, str] = {
     "max_steps": "optimizer steps that the run was planned for",
     "num_epochs": "passes over the data that the run was planned for",
     "global_step": "optimizer steps done, as the trainer counts them",
+    "skipped_steps": "optimizer steps that were skipped, as the trainer counts them",
     "dataset_size": "samples in the training set",
     "regions_per_sample": "region captions per image, on average",
     "candidates": "candidates per anchor; `candidates.region` and so on where the terms differ",

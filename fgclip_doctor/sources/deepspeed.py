@@ -379,6 +379,7 @@ def _facts(saved: Saved, directory: Path) -> None:
         enabled = _mapping(config.get(name)).get("enabled")
         if isinstance(enabled, bool):
             saved.facts.append(Fact(name, enabled, Source(path, f"{name}.enabled")))
-    world = valid("world_size", _whole(saved.content.get("dp_world_size")))
-    if world is not None:
-        saved.facts.append(Fact("world_size", world, Source(str(directory), "dp_world_size")))
+    for name, key in (("world_size", "dp_world_size"), ("skipped_steps", "skipped_steps")):
+        count = valid(name, _whole(saved.content.get(key)))
+        if count is not None:
+            saved.facts.append(Fact(name, count, Source(str(directory), key)))

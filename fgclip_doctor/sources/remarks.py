@@ -20,11 +20,11 @@ REMARKS: dict[str, tuple[str, ...]] = {
     ),
     "new-weights": (  # transformers 4, and 5
         r"Some weights of .{1,200} were not initialized from .{1,500} newly initialized: \[(.*)\]",
-        r"^\s*(\S.{0,400}?)\s+\|\s+MISSING\s+\|",
+        r"^\s{0,200}(\S.{0,400}?)\s{1,200}\|\s{1,9}MISSING\s{1,9}\|",
     ),
     "not-taken": (  # transformers 4, 5; torch's load_state_dict, and the text of its error
         r"Some weights of the model checkpoint .{1,500} were not used when initializing .{1,200}: \[(.*)\]",
-        r"^\s*(\S.{0,400}?)\s+\|\s+UNEXPECTED\s+\|",
+        r"^\s{0,200}(\S.{0,400}?)\s{1,200}\|\s{1,9}UNEXPECTED\s{1,9}\|",
         r"unexpected[_ ]keys?(?:\(s\))?[^\[\"':=]{0,40}[:=]\s*\[?(.*)\]?",
     ),
     "data-parallel": (r"Training with DataParallel so batch size has been adjusted to: ([\d,]+)",),  # transformers
@@ -34,7 +34,7 @@ REMARKS: dict[str, tuple[str, ...]] = {
     ),
     "image-replaced": (  # FG-CLIP 2's collator; loaders that say what they do
         r"\bget fail image\b",
-        r"(?:fail|error|corrupt|broken|unreadable|could ?n[o']t|cannot|can't|unable).{0,200}"
+        r"^.{0,300}?(?:fail|error|corrupt|broken|unreadable|could ?n[o']t|cannot|can't|unable).{0,200}"
         r"\b(?:us(?:e|ed|ing)|replac\w+|return\w*|substitut\w+|fall\w* back)\b.{0,60}"
         r"\b(?:black|blank|empty|dummy|zeros?|placeholder|gr[ae]y|white) image",
     ),

@@ -34,9 +34,9 @@ def steps_skipped(run: Run, *, share: float = 0.05, calibrating: int = 20) -> It
 
     Why: a dynamic loss scale skips a step at each overflow and halves. If gradients are not finite whatever the scale,
     it comes down to 1 and every step is skipped, while the loss is logged and the step is counted as ever.
-    Evidence: a recording's count of skipped steps; a count in the log, as DeepSpeed prints it, or its lines that say
-    so, over the second half of the run; of two float16 checkpoints, what Adam's step falls behind the trainer's between
-    them; a logged loss scale that has come down to 1.
+    Evidence: a recording's count of skipped steps, or the one that DeepSpeed saves; a count in the log, as DeepSpeed
+    prints it, or its lines that say so, over the second half of the run; of two float16 checkpoints, what Adam's step
+    falls behind the trainer's between them; a logged loss scale that has come down to 1.
     Benign: the first `calibrating` skips, that find the scale (16 halvings from 2^16); one skip for each time that the
     scale grows, every 100 to 2,000 steps; a loss scale that is 1 throughout, as in bfloat16; a trainer whose step
     counts micro-batches, a whole multiple of Adam's.
@@ -44,7 +44,7 @@ def steps_skipped(run: Run, *, share: float = 0.05, calibrating: int = 20) -> It
     are float16 themselves. A larger initial scale or a longer window only skips more.
     Sources: microsoft/DeepSpeed#697 (reduced to 1, nothing is learnt), #931; torch.amp.GradScaler (growth_interval).
     """
-    seen = [*_recorded(run, calibrating), *_logged(run, calibrating), *_between(run)]
+    seen = [*_counts(run, calibrating), *_logged(run, calibrating), *_between(run)]
     scales = [one for name, one in run.series.items() if SCALE.fullmatch(name) and len(one.values) > 4]
     if not seen and not scales:
         raise Missing("nothing counts skipped steps, and no loss scale of float16 was logged")
@@ -90,19 +90,22 @@ def _finding(one: _Skipped) -> Finding:
     )
 
 
-def _recorded(run: Run, calibrating: int) -> Iterator[_Skipped]:
-    """What gradient scalers skipped, as a recording counted."""
+def _counts(run: Run, calibrating: int) -> Iterator[_Skipped]:
+    """What gradient scalers skipped in all, as a recording counted, or DeepSpeed when it saved."""
+    told = f"(without the first {calibrating})"
     for rank in run.recording.ranks[:1] if run.recording else ():
         if skipped := rank.clocks.get("skipped", 0):
-            steps = rank.clocks.get("steps", 0) + skipped
-            yield _Skipped(max(skipped - calibrating, 0), steps, f"(without the first {calibrating})", rank.path)
+            yield _Skipped(max(skipped - calibrating, 0), rank.clocks.get("steps", 0) + skipped, told, rank.path)
+    if run.checkpoints and (fact := run.checkpoint.facts.get("skipped_steps")) and run.step:
+        yield _Skipped(max(fact.value - calibrating, 0), run.step, told, str(fact.source))
 
 
 def _logged(run: Run, calibrating: int) -> Iterator[_Skipped]:
     """The second half of the run, by a count or by lines."""
     import numpy as np
 
-    for name, series in run.series.items():
+    bfloat16 = "bf16" in run.facts and run.facts["bf16"].value
+    for name, series in run.series.items() if not bfloat16 else ():
         if COUNT.fullmatch(name) and len(series.values) > 4:
             yield from _counted(series)
     said = run.said("step-skipped")
@@ -119,7 +122,8 @@ def _counted(series: Series) -> Iterator[_Skipped]:
     half = int(np.searchsorted(steps, (steps[0] + steps[-1]) / 2)) if len(steps) > 4 else 0
     if half and (np.diff(values) >= 0).all():  # counted from the start of the run on
         count, of = float(values[-1] - values[half]), float(steps[-1] - steps[half])
-        yield _Skipped(count, max(of, count), f"after step {steps[half]}", str(series.source))
+        if count <= of:  # else it counts something else, as samples
+            yield _Skipped(count, of, f"after step {steps[half]}", str(series.source))
 
 
 def _between(run: Run) -> Iterator[_Skipped]:

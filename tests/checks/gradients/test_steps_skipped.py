@@ -29,6 +29,10 @@ def watched(skipped: int, steps: int) -> Run:
     return one
 
 
+def deepspeed(skipped: int) -> Run:
+    return run(checkpoint({"w": np.ones(2)}, 1000, trainer_step=1000, facts={"skipped_steps": skipped}))
+
+
 def saved(adam_at: int, adam_later: int, *, fp16: bool = True) -> Run:
     weights = checkpoint({"w": np.ones((2, 2))}).tensors
     both = [
@@ -50,9 +54,10 @@ def scaled(*values: float) -> Run:
         (told(*range(0, 1000, 4)), "train.log:7"),
         (watched(300, 700), "recording"),
         (saved(480, 700), "checkpoint-1000"),
+        (deepspeed(400), "config.json"),
         (scaled(65536, 32768, 1024, 64, 4, 1, 1, 1), "trainer_state.json"),
     ],
-    ids=["a count", "of a tracker", "lines", "a recording", "Adam behind", "a scale of 1"],
+    ids=["a count", "of a tracker", "lines", "a recording", "Adam behind", "DeepSpeed's count", "a scale of 1"],
 )
 def test_many_skipped_steps(case: Run, source: str) -> None:
     [finding] = steps_skipped(case)
@@ -67,12 +72,21 @@ def test_many_skipped_steps(case: Run, source: str) -> None:
         told(*range(16), 600),
         watched(18, 30),
         watched(25, 2000),
+        deepspeed(24),
         saved(480, 979),
         scaled(*[1.0] * 10),
         scaled(*np.geomspace(65536, 512, 10)),
     ],
     ids=[
-        *("calibrated", "early alone", "lines of the calibration", "a short run's calibration", "seldom", "in step"),
+        *(
+            "calibrated",
+            "early alone",
+            "lines of the calibration",
+            "a short run's calibration",
+            "seldom",
+            "saved",
+            "in step",
+        ),
         *("bfloat16", "a scale that has settled"),
     ],
 )
@@ -87,8 +101,14 @@ def test_flips_at_its_threshold(share: float, expected: int) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [run(logged=[series("loss", [3.0] * 10)]), saved(480, 700, fp16=False), saved(125, 250)],
-    ids=["no count", "no float16", "a step that counts micro-batches"],
+    [
+        run(logged=[series("loss", [3.0] * 10)]),
+        saved(480, 700, fp16=False),
+        saved(125, 250),
+        counted(500, 5000),
+        run(logged=list(counted(16, 400).series.values()), facts={"bf16": True}),
+    ],
+    ids=["no count", "no float16", "a step that counts micro-batches", "a count of samples", "a count in bfloat16"],
 )
 def test_skipped_without_a_count(case: Run) -> None:
     with pytest.raises(Missing, match="nothing counts"):
