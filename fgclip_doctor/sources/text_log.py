@@ -140,7 +140,7 @@ def understand(skeleton: str, line: str) -> Reading:
         return Reading(facts={CUT_OFF: True}, stated=True)
     said = remarks.said(line)
     if said and not said.measures:
-        return Reading(said=said)
+        return Reading(said=said, fixed=tuple(range(skeleton.count("0"))) if said.names else ())
     if "0" not in skeleton and not re.search(r"nan|inf", skeleton, re.I) and "=" not in line and ":" not in line:
         bank = BANK.search(line) and ON.search(line) and not NOT_ON.search(line)
         return Reading(bank_on=line.strip()[:200]) if bank else records.NOTHING

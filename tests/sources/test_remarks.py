@@ -92,6 +92,12 @@ def test_every_line_of_a_kind_counts_at_the_step_of_the_record_before_it(tmp_pat
     assert found.steps.tolist() == [0, 10, 10, 10, 10, 10, 20]
 
 
+def test_names_that_differ_in_their_numbers_alone(tmp_path: Path) -> None:
+    names = [f"text_model.layers.{{0, 1}}.mlp.fc{place}.bias" for place in (1, 2)]
+    found = remark(tmp_path, "".join(f"{name} | MISSING | \n" for name in names))
+    assert found.names == tuple(names)
+
+
 def test_lines_beside_nothing_else_are_read_too(tmp_path: Path) -> None:
     assert remark(tmp_path, "get fail image a.jpg\n" * 3).steps.tolist() == [0, 0, 0]
 
