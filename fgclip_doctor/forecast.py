@@ -183,7 +183,11 @@ def _counts(name: str, plan: Mapping[str, float], rows: int) -> tuple[float, flo
 
 
 def _refuse_nonsense(facts: Mapping[str, Fact]) -> None:
-    strange = [fact for name, fact in facts.items() if name not in FACTS and name not in LIMITS]
+    strange = [
+        fact
+        for name, fact in facts.items()
+        if name not in FACTS and name not in LIMITS and not name.startswith("learning_rate.")
+    ]
     if strange:
         raise Missing(f"{strange[0].source}: there is no such fact; there are {', '.join(FACTS)}")
     for name, (least, most) in LIMITS.items():

@@ -213,6 +213,12 @@ def test_settings_of_train_are_enough(tmp_path: Path) -> None:
         plan(file)
 
 
+def test_settings_with_rates_for_each_part_are_no_nonsense(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("micro_batch = 4\ntext_learning_rate = 2e-6\nscale_learning_rate = 1e-4\n")
+    assert plan(path).facts["micro_batch"] == 4
+
+
 def test_nothing_to_read_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="absent"):
         plan(tmp_path / "absent")
