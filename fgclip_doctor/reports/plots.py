@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from itertools import islice, pairwise
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fgclip_doctor import bank, events, progress, theory
-from fgclip_doctor.inert import inert
+from fgclip_doctor.reports.drawing import (
+    BAND,
+    INK,
+    LINES,
+    MARK,
+    MUTED,
+    ONE,
+    TWO,
+    drawing,
+    figure_of,
+    legend,
+    plain,
+    svg,
+)
 from fgclip_doctor.run import Missing, Run, Series
 from fgclip_doctor.terms import Term, terms
 
@@ -31,16 +37,6 @@ MARKS = 12  # events in one picture
 CLOSE = 0.12  # of the width: events nearer to each other share a label
 FAR = 5.0  # times as high as the loss: a null level at which only a logarithmic axis shows both
 ROWS = 64  # of a bank, in the picture of their similarities
-COLOURS = {  # what matplotlib draws with, and what the page puts in its place
-    "#010203": "var(--ink)",
-    "#040506": "var(--muted)",
-    "#070809": "var(--one)",
-    "#0a0b0c": "var(--two)",
-    "#0d0e0f": "var(--band)",
-    "#101112": "var(--mark)",
-}
-INK, MUTED, ONE, TWO, BAND, MARK = COLOURS
-LINES = ((ONE, "-"), (TWO, "--"), (MARK, "-."), (INK, ":"), (ONE, ":"), (TWO, ":"))  # told apart without colour, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +54,7 @@ def pictures(run: Run) -> Iterator[Picture]:
     """Every picture that the evidence allows, in reading order."""
     for draw in (_losses, _sites, _clocks, _scales, _gradients, _bank, _changes):
         try:
-            with mpl.rc_context(
-                {
-                    "font.family": "sans-serif",
-                    "svg.fonttype": "none",
-                    "svg.hashsalt": "fgclip-doctor",
-                    "text.parse_math": False,  # a name may have dollar signs in it
-                }
-            ):
+            with drawing():
                 drawn = list(islice(draw(run), FIGURES))
         except Missing:
             continue  # there is nothing to draw; the checks say what they miss
@@ -97,7 +86,7 @@ def _losses(run: Run) -> Iterator[Picture]:
 def _loss(run: Run, term: Term) -> Picture:
     steps, values = thinned(term.series.steps, term.series.values)
     candidates = _steady(progress.candidates_at(run, term, steps))
-    figure, (above, below) = _figure(2)
+    figure, (above, below) = figure_of(2)
     levels, noises = _nulls(term, candidates)
     if levels is not None and noises is not None:
         above.fill_between(steps, levels - noises, levels + noises, color=BAND, linewidth=0, step="mid")
@@ -114,7 +103,7 @@ def _loss(run: Run, term: Term) -> Picture:
     below.set_ylabel("bits learnt, at least")
     below.set_xlabel("optimizer step")
     marked = _mark(run, above, below)
-    _legend(above, above=1.12 if marked else 1.0)  # over the names of the events
+    legend(above, above=1.12 if marked else 1.0)  # over the names of the events
     last = max(float(learnt.bits[-1]), 0.0)
     null = (
         f", and that of unaligned features {levels[-1]:.3g} +- {noises[-1]:.2g}"
@@ -130,7 +119,7 @@ def _loss(run: Run, term: Term) -> Picture:
         (f"{step}", f"{bits:.3f}", f"{low:.3f} to {high:.3f}")
         for step, bits, low, high in zip(learnt.steps, learnt.bits, learnt.low, learnt.high, strict=True)
     )
-    return Picture(f"The {term.name} loss on its yardstick", _svg(figure), text, ("step", "bits", "two errors"), rows)
+    return Picture(f"The {term.name} loss on its yardstick", svg(figure), text, ("step", "bits", "two errors"), rows)
 
 
 def _steady(candidates: NDArray[Any]) -> NDArray[Any]:
@@ -161,12 +150,12 @@ def _sites(run: Run) -> Iterator[Picture]:
     for site in run.watched.first.sites:
         if site.targets == "other" or len(site.loss) < 2 or site.name in drawn:
             continue
-        figure, (above, below) = _figure(2)
+        figure, (above, below) = figure_of(2)
         for values, colour, label in ((site.null, MUTED, "null level of these logits"), (site.loss, ONE, "loss")):
             above.plot(*thinned(site.forwards, values), color=colour, label=label)
         above.set_ylabel("loss (nats)")
         _show_both(above, site.loss, site.null)
-        _legend(above)
+        legend(above)
         bits = (site.null - site.loss) / theory.LN2
         below.plot(*thinned(site.forwards, bits), color=TWO)
         below.axhline(0, color=MUTED, linewidth=0.8)
@@ -176,7 +165,7 @@ def _sites(run: Run) -> Iterator[Picture]:
             f"At {site.name}: {int(site.anchors[-1])} anchors, {int(site.candidates[-1])} candidates, and "
             f"{float(np.nanmean(bits[-32:])):.2f} bits learnt in the last calls that were looked at."
         )
-        yield Picture(f"The loss at {site.name}", _svg(figure), text)
+        yield Picture(f"The loss at {site.name}", svg(figure), text)
 
 
 def _clocks(run: Run) -> Iterator[Picture]:
@@ -184,7 +173,7 @@ def _clocks(run: Run) -> Iterator[Picture]:
     rates = events.learning_rate(run)
     if rates is None:
         return
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = figure_of(1)
     axes.plot(*thinned(rates.steps, rates.values), color=ONE)
     axes.set_ylabel("learning rate")
     axes.set_xlabel("optimizer step")
@@ -192,7 +181,7 @@ def _clocks(run: Run) -> Iterator[Picture]:
     peak = float(np.nanmax(rates.values))
     last = f"{float(rates.values[-1]):.3g} at step {int(rates.steps[-1]):,}"
     text = f"The learning rate peaks at {peak:.3g} and is {last}.{marked}"
-    yield Picture("Learning rate and events", _svg(figure), text, ("step", "event"), _told(run))
+    yield Picture("Learning rate and events", svg(figure), text, ("step", "event"), _told(run))
 
 
 def _scales(run: Run) -> Iterator[Picture]:
@@ -201,11 +190,11 @@ def _scales(run: Run) -> Iterator[Picture]:
     } or dict(_saved_scales(run))
     if not lines:
         return
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = figure_of(1)
     for number, (name, (steps, values)) in enumerate(islice(lines.items(), len(LINES))):
         colour, style = LINES[number]
         marker = {"marker": "."} if len(values) < 20 else {}
-        axes.plot(*thinned(steps, values), color=colour, linestyle=style, label=_plain(name), **marker)
+        axes.plot(*thinned(steps, values), color=colour, linestyle=style, label=plain(name), **marker)
     for level, label in ((math.log(100), "cap, ln 100"), (math.log(1 / 0.07), "CLIP's start, ln(1 / 0.07)")):
         axes.axhline(level, color=MUTED, linestyle=":", linewidth=0.8)
         place = {"xycoords": ("axes fraction", "data"), "xytext": (-4, 2), "textcoords": "offset points"}
@@ -213,9 +202,9 @@ def _scales(run: Run) -> Iterator[Picture]:
     axes.margins(y=0.15)
     axes.set_ylabel("logit_scale")
     axes.set_xlabel("optimizer step")
-    _legend(axes)
+    legend(axes)
     ends = "; ".join(f"{name} {values[0]:.4f} to {values[-1]:.4f}" for name, (_, values) in lines.items())
-    yield Picture("Logit scales", _svg(figure), f"In log space: {ends}.")
+    yield Picture("Logit scales", svg(figure), f"In log space: {ends}.")
 
 
 def _saved_scales(run: Run) -> Iterator[tuple[str, tuple[NDArray[Any], NDArray[Any]]]]:
@@ -254,10 +243,10 @@ def _dots(
     """A number for each part on a logarithmic axis; `none` says what a zero means, and what that there is none."""
     parts = sorted(values, key=_in_order)[:PARTS]
     shown = [(row, values[part]) for row, part in enumerate(parts) if values[part] > 0]
-    figure, (axes,) = _figure(1, height=max(1.6, 0.18 * len(parts) + 0.6))
+    figure, (axes,) = figure_of(1, height=max(1.6, 0.18 * len(parts) + 0.6))
     axes.plot([value for _, value in shown], [row for row, _ in shown], "o", color=ONE, markersize=4)
     axes.set_xscale("log") if shown else axes.set_xticks([])
-    axes.set_yticks(range(len(parts)), [_plain(part) for part in parts])
+    axes.set_yticks(range(len(parts)), [plain(part) for part in parts])
     axes.set_ylim(len(parts) - 0.5, -0.5)
     axes.grid(axis="y", color=MUTED, linewidth=0.3, linestyle=":")
     axes.set_xlabel(label)
@@ -267,7 +256,7 @@ def _dots(
         axes.annotate(none[0], (0.01, parts.index(part)), color=MARK, fontsize=8, **place)
     text = f"{len(parts)} parts; " + (f"{none[0]}: {', '.join(zero)}." if zero else f"{none[1]}.")
     text += f" {len(values) - PARTS:,} more are not shown." if len(values) > PARTS else ""
-    return Picture(title, _svg(figure), text, columns, tuple((part, f"{values[part]:.3e}") for part in parts))
+    return Picture(title, svg(figure), text, columns, tuple((part, f"{values[part]:.3e}") for part in parts))
 
 
 def _heat(recorded: Mapping[str, Series]) -> Picture:
@@ -279,9 +268,9 @@ def _heat(recorded: Mapping[str, Series]) -> Picture:
         places = np.searchsorted(recorded[part].steps, steps[columns], side="right") - 1
         known = recorded[part].values[np.maximum(places, 0)]
         grid[row] = np.where((places >= 0) & (known > 0), np.log10(np.maximum(known, 1e-30)), np.nan)
-    figure, (axes,) = _figure(1, height=max(1.6, 0.18 * len(parts) + 0.8))
+    figure, (axes,) = figure_of(1, height=max(1.6, 0.18 * len(parts) + 0.8))
     image = axes.imshow(grid, aspect="auto", interpolation="nearest", cmap="viridis")
-    axes.set_yticks(range(len(parts)), [_plain(part) for part in parts], fontsize=7)
+    axes.set_yticks(range(len(parts)), [plain(part) for part in parts], fontsize=7)
     ticks = np.linspace(0, len(columns) - 1, min(6, len(columns))).astype(int)
     axes.set_xticks(ticks, [f"{steps[columns[tick]]:,}" for tick in ticks])
     axes.set_xlabel("optimizer step")
@@ -294,7 +283,7 @@ def _heat(recorded: Mapping[str, Series]) -> Picture:
     told = f"largest {high} ({middles[high]:.3g} in the middle), smallest {low} ({middles[low]:.3g})"
     return Picture(
         "Gradient norm by module",
-        _svg(figure),
+        svg(figure),
         f"{len(parts)} modules over {len(steps)} looks: {told}.",
         ("module", "last norm"),
         rows,
@@ -319,7 +308,7 @@ def _second_moments(run: Run) -> Iterator[tuple[str, float]]:
 def _bank(run: Run) -> Iterator[Picture]:
     """Cosines of the bank's rows among each other: noise is plain, encoded features have a structure."""
     found = bank.memory_bank(run)
-    figure, axes = _figure(1, height=3.2, columns=len(found.keys))
+    figure, axes = figure_of(1, height=3.2, columns=len(found.keys))
     for place, modality in zip(axes, found.keys, strict=True):
         rows = found.rows(modality)[:: max(1, found.size // ROWS)][:ROWS].astype(np.float64)
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -329,7 +318,7 @@ def _bank(run: Run) -> Iterator[Picture]:
     figure.colorbar(image, ax=list(axes), shrink=0.8).ax.tick_params(colors=INK)
     written = "unknown" if found.written is None else f"{found.written:,}"
     text = f"Cosines between up to {ROWS} of {found.size:,} rows of each modality; rows known to be written: {written}."
-    yield Picture("Similarity of the bank's rows", _svg(figure), text)
+    yield Picture("Similarity of the bank's rows", svg(figure), text)
 
 
 def _changes(run: Run) -> Iterator[Picture]:
@@ -365,31 +354,6 @@ def _changes(run: Run) -> Iterator[Picture]:
     yield replace(picture, text=f"From {before.path} to {after.path}: {picture.text}")
 
 
-# --- how it is drawn -------------------------------------------------------------------------------------------------
-
-
-def _figure(rows: int, *, height: float = 2.2, columns: int = 1) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(8, height * rows), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = list(np.atleast_1d(figure.subplots(rows, columns, sharex=rows > 1)).ravel())
-    for one in axes:
-        one.patch.set_alpha(0)
-        one.xaxis.set_major_locator(MaxNLocator(integer=True))
-        one.tick_params(colors=INK, labelsize=8)
-        for spine in one.spines.values():
-            spine.set_color(MUTED)
-        one.xaxis.label.set_color(INK)
-        one.yaxis.label.set_color(INK)
-    return figure, axes
-
-
-def _legend(axes: Any, *, above: float = 1.0) -> None:
-    """A row above the picture, where no data are."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0, above), "borderaxespad": 0.2, "ncols": 4}
-    for text in axes.legend(fontsize=8, frameon=False, handlelength=2.5, **place).get_texts():
-        text.set_color(INK)
-
-
 def _show_both(axes: Any, values: NDArray[Any], levels: NDArray[Any]) -> None:
     """A logarithmic axis where the null level is so far above a loss that the loss would be a line at the bottom."""
     known, null = values[np.isfinite(values)], levels[np.isfinite(levels)]
@@ -413,7 +377,7 @@ def _mark(run: Run, *axes: Any) -> str:
             labels.append((event.step, [event.kind]))
     for step, kinds in labels:
         place = {"xycoords": ("data", "axes fraction"), "xytext": (0, 3), "textcoords": "offset points"}
-        words = _plain(", ".join(dict.fromkeys(kinds)))
+        words = plain(", ".join(dict.fromkeys(kinds)))
         axes[0].annotate(words, (step, 1), color=MARK, fontsize=7, ha="center", va="bottom", **place)
     told = ", ".join(dict.fromkeys(f"{event.kind} at step {event.step:,}" for event in happened))
     return f" Marked: {told}." if told else ""
@@ -421,33 +385,6 @@ def _mark(run: Run, *axes: Any) -> str:
 
 def _told(run: Run) -> tuple[tuple[str, ...], ...]:
     return tuple((f"{event.step}", f"{event.kind}: {event.detail}") for event in events.events(run)[:100])
-
-
-def _svg(figure: Figure) -> str:
-    """The figure without anything that a page doesn't need, and with the page's colours. The same bytes every time."""
-    out = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's own font draws what matplotlib's lacks
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for drawn, meant in COLOURS.items():
-        svg = svg.replace(drawn, meant)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
-    mine = sha256(svg.encode()).hexdigest()[:8]  # several pictures share a page, and none may use another's parts
-
-    def own(match: re.Match[str]) -> str:
-        return f' id="{mine}-{match[1]}"' if match[1] in used else ""
-
-    svg = re.sub(r' id="([^"]+)"', own, svg)
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{mine}-", svg)
-
-
-def _plain(text: str) -> str:
-    """`text` short enough for an axis."""
-    safe = inert(text)
-    return safe if len(safe) <= 60 else f"{safe[:28]}…{safe[-28:]}"
 
 
 def _part(name: str) -> str:
