@@ -26,7 +26,6 @@ from fgclip_doctor.sources.records import (
     MAX_SERIES,
     MAX_STEP,
     METRIC,
-    NOTHING,
     Clock,
     Reading,
     Record,
@@ -220,7 +219,7 @@ class _Reader:
         """The lines of each kind that says something, and their numbers."""
         for skeleton in block.first:
             kind = self._kinds.get(skeleton)
-            if kind and kind.reading != NOTHING:
+            if kind and kind.reading.says:
                 for rows, columns in block.alike(skeleton):
                     yield kind, rows, columns
 

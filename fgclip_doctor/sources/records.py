@@ -130,6 +130,11 @@ class Reading:
     unfinished: bool = False  # goes on on the next line
 
     @property
+    def says(self) -> bool:
+        """True if anything is understood of it."""
+        return bool(self.records or self.bank_on or self.facts or self.said)
+
+    @property
     def measures(self) -> bool:
         """True if this is a line of the training itself, and no longer one of its arguments."""
         return any(record.values and (record.step or any(map(LOSS.search, record.values))) for record in self.records)
