@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs gauntlet clean
+.PHONY: demo test lint docs site gauntlet clean
 .DEFAULT_GOAL := test
 
 .venv/ready: pyproject.toml constraints.txt
@@ -24,6 +24,9 @@ lint: .venv/ready
 docs: .venv/ready  ## rewrite what is generated: the pages of the rules, their table, and that of the faults
 	$(BIN)/python scripts/rule_pages.py
 	$(BIN)/python scripts/faults_table.py
+
+site: .venv/ready  ## the documentation as a site, in build/site
+	$(BIN)/python -m sphinx -W -n -q -b html docs build/site
 
 gauntlet: .venv/ready  ## every planted fault and every sound run, a quarter of an hour; renews docs/gauntlet.md
 	$(BIN)/python -m tests.gauntlet --jobs 2 --write
