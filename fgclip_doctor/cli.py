@@ -374,10 +374,13 @@ def gate(
     from fgclip_doctor.run import Missing
     from fgclip_doctor.sources.files import Unreadable
 
-    words = gating.commands(context.meta.get("command"), commands or [])
+    try:
+        words = gating.commands(context.meta.get("command"), commands or [])
+        resumed = next(iter(gating.commands(None, [resume or ""])), ())
+    except gating.Failed as error:
+        raise _fail(str(error)) from None
     if not paths and not words:
         raise _fail("gate takes a PATH, or -- and a command to run")
-    resumed = next(iter(gating.commands(None, [resume or ""])), ())
     if resumed and (len(words) != 1 or config_only):
         raise _fail("--resume goes on from one command that is run")
     try:

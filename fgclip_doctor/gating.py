@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fgclip_doctor import policy
+from fgclip_doctor import forecast, policy
 from fgclip_doctor.comparison import compare
 from fgclip_doctor.config import Config, plan_beside
 from fgclip_doctor.diagnosis import Report, diagnose
@@ -51,8 +51,15 @@ class Gate:
 
 
 def commands(words: Sequence[str] | None, quoted: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """The command after ``--``, and those that were given in quotes."""
-    return tuple(one for one in (tuple(words or ()), *(tuple(shlex.split(text)) for text in quoted)) if one)
+    """The command after ``--``, and those that were given in quotes. Raises `Failed` for quotes that don't end."""
+    return tuple(one for one in (tuple(words or ()), *map(_split, quoted)) if one)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise Failed(f"{text}: {str(error).lower()}") from None
 
 
 def judge(gate: Gate, config: Config, checks: list[Check], *, say: Callable[[str], object]) -> tuple[Run, Report]:
@@ -77,7 +84,7 @@ def judge(gate: Gate, config: Config, checks: list[Check], *, say: Callable[[str
 
 def _runs(gate: Gate, config: Config, say: Callable[[str], object]) -> Iterator[tuple[Run, list[Evidence]]]:
     if gate.config_only:
-        yield _configured(gate, config)
+        yield from _configured(gate, config)
         return
     if gate.paths:
         yield load(gate.paths, gate.base, gate.facts, config.roles), []
@@ -154,23 +161,33 @@ def _told(outcome: Outcome, gate: Gate) -> Evidence:
     )
 
 
-def _configured(gate: Gate, config: Config) -> tuple[Run, list[Evidence]]:
+def _configured(gate: Gate, config: Config) -> Iterator[tuple[Run, list[Evidence]]]:
     """What arguments and configurations say by themselves, with the forecast as what was measured."""
-    run = load(gate.paths, gate.base, gate.facts, config.roles) if gate.paths else Run("")
+    settings = [path for path in gate.paths if path.suffix == ".toml"]
+    others = [path for path in gate.paths if path not in settings]
+    if others:
+        yield _foretold(load(others, gate.base, gate.facts, config.roles))
+    for path in settings:
+        try:
+            yield _foretold(forecast.read(path, gate.facts))
+        except ValueError as error:  # what the settings of `train` can't be
+            raise Failed(str(error)) from None
     for words in gate.commands:
+        run = load([], gate.base, gate.facts, config.roles)
+        run.subject = shlex.join(words)
         for fact in trainer.arguments(_flags(words), "the command line"):
             run.facts.setdefault(fact.name, fact)
-    if not gate.paths:
-        run.subject = "; ".join(map(shlex.join, gate.commands))
-    for fact in trainer.derived(run.facts):
-        run.facts.setdefault(fact.name, fact)
-    from fgclip_doctor import forecast
+        for fact in trainer.derived(run.facts):
+            run.facts.setdefault(fact.name, fact)
+        yield _foretold(run)
 
+
+def _foretold(run: Run) -> tuple[Run, list[Evidence]]:
     try:
-        foretold = forecast.render(forecast.forecast(run))
+        lines = forecast.render(forecast.forecast(run)).splitlines()
     except (Missing, ValueError) as missing:
         return run, [Evidence(name="forecast", value="not known", why=str(missing))]
-    return run, [Evidence(name="forecast", value=line.strip()) for line in foretold.splitlines() if line.strip()]
+    return run, [Evidence(name="forecast", value=line.strip()) for line in lines if line.strip()]
 
 
 def _flags(words: Sequence[str]) -> dict[str, object]:
