@@ -312,6 +312,7 @@ def watch(
     epilog=_examples(
         "gate --steps 20 -- python train.py --lr 5e-6",
         "gate --steps 20 --repeat --format github -- torchrun --nproc-per-node 2 train.py",
+        "gate --overfit --resume 'python train.py --resume last' -- python train.py",
         "gate checkpoints/ --baseline doctor-baseline.json --format junit --output doctor.xml",
         "gate --config-only training_args.bin --fact scale=100 --fact dimension=512",
     ),
