@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from transformers.utils import logging
+from typer.testing import CliRunner
 
+from fgclip_doctor.cli import app
 from tests.gauntlet import table
 from tests.gauntlet.cases import CASES, FAULTS, SOUND, by_name
 from tests.gauntlet.gauntlet import Outcome, run_case
@@ -62,6 +65,16 @@ def test_sound_run_raises_no_alarm(name: str, cache: Path) -> None:
     outcome = passed(name, cache)
     assert len(outcome.heard) >= len(View)
     assert outcome.false_alarms == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "exit_code"), [("tuned, seed 0", 0), ("bank never enabled", 1)])
+def test_command_line_says_the_same(name: str, exit_code: int, cache: Path) -> None:
+    path = passed(name, cache).path
+    answer = CliRunner().invoke(app, ["audit", str(path), "--format", "json", "--fail-on", "warning"])
+    assert answer.exit_code == exit_code, answer.output
+    codes = [one["code"] for one in json.loads(answer.stdout)["findings"]]
+    assert ("FGD201" in codes[:1]) == bool(exit_code)
 
 
 def test_cases_have_names_of_their_own_and_are_enough() -> None:
