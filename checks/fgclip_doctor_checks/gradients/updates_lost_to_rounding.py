@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from fgclip_doctor import Evidence, Finding, Run, Severity, check
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.parts import named
 from fgclip_doctor.provenance import half_ulps
 from fgclip_doctor.run import OptimizerGroup, ParameterState, Tensor
@@ -44,6 +44,8 @@ def updates_lost_to_rounding(run: Run, *, lost: float = 0.5, vanished: float = 0
         for index, names in optimizer.names.items()
         if index in optimizer.states and names[0] in run.tensors and len(names) == 1
     ]
+    if pairs and all(state.exp_avg is None for _, state, _ in pairs):
+        raise Missing("Adam's moments are not known, as in a recording")
     pairs.sort(key=lambda pair: pair[0].size)
     pairs = pairs[:SAMPLE] + pairs[SAMPLE :: max(1, len(pairs) // SAMPLE)]
     pure = [pair for pair in pairs if _low(pair[0]) and pair[1].exp_avg is not None and _low(pair[1].exp_avg)]

@@ -10,6 +10,8 @@ from fgclip_doctor.provenance import drift, half_ulp, in_log_space
 from fgclip_doctor.run import Scale
 from fgclip_doctor_checks.causes import explaining
 
+LOOKS = 5  # of a recording, in which a scale that moves would have moved
+
 
 @check("FGD303", "logit-scale-frozen", Severity.WARNING)
 def logit_scale_frozen(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
@@ -17,8 +19,9 @@ def logit_scale_frozen(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
 
     Why: the temperature is learnt in CLIP; one that is stuck at a wrong value keeps every loss that uses it wrong.
     Evidence: half an ulp of the stored value against the largest step of the learning rate, with Adam's state in 16
-    bits too; the optimizer's groups; its state. From a log alone, or a stated scale: a value that never changes, lies
-    on bfloat16's grid to the last decimal place, and that the learning rate can't move on it.
+    bits too, or in a recording that saw it stand still; the optimizer's groups; its state. From a log alone, or a
+    stated scale: a value that never changes, lies on bfloat16's grid to the last decimal place, and that the learning
+    rate can't move on it.
     Benign: a scale that was declared to be frozen, or at its cap, where it rests anyway; a 16-bit export of 32-bit
     masters, whose state is in 32 bits; a model whose heads aren't trained either; the scale of a branch that does not
     run; a logged value of few decimal places, which may be on the grid by chance or be fixed on purpose.
@@ -62,13 +65,20 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
     if optimizer.states and without_gradient(optimizer, index) and branch_runs(run, scale.role):
         evidence = Evidence(name="second moment", value=0.0, expected="over 0", why="of Adam's state", source=where)
         return "no gradient has ever reached it", evidence, "no-gradient"
-    if tensor.dtype not in ("bfloat16", "float16") or state is None or state.exp_avg is None:
+    if tensor.dtype not in ("bfloat16", "float16") or state is None:
         return None
     moved = drift(run, tensor.name)
     step, least = moved.bound / max(moved.steps, 1), half_ulp(scale.last, tensor.dtype)
-    if state.exp_avg.dtype != tensor.dtype or step >= least:
+    if state.exp_avg is None:
+        seen = run.series.get(tensor.name) if run.recording is not None else None
+        known = seen is not None and len(seen.values) >= LOOKS and dynamics.constant(seen.values)
+        told = f"which the optimizer updates itself, and it stood still in {run.step} steps"
+    else:
+        known = state.exp_avg.dtype == tensor.dtype
+        told = f"and Adam's state is in {tensor.dtype} too: no 32-bit copy"
+    if not known or step >= least:
         return None
-    why = f"half an ulp of {tensor.dtype} at {scale.last:.6g}; Adam's state is in {tensor.dtype} too: no 32-bit copy"
+    why = f"half an ulp of {tensor.dtype} at {scale.last:.6g}, {told}"
     evidence = Evidence(
         name="largest step", value=step, expected=f"over {least:.4g}", why=why, source=str(tensor.source)
     )

@@ -7,7 +7,7 @@ import pytest
 
 from fgclip_doctor import Missing, Run
 from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
-from tests.runs import checkpoint, group, optimizer, run, state, tensor
+from tests.runs import checkpoint, group, optimizer, parameter, run, state, tensor, watched
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {"visual_projection.weight": RNG.normal(0, 0.02, (64, 64)), "logit_scale": np.array(4.6)}
@@ -75,6 +75,12 @@ def test_flips_at_its_threshold() -> None:
 def test_skipped_without_optimizer() -> None:
     with pytest.raises(Missing, match="no optimizer state"):
         list(updates_lost_to_rounding(run(checkpoint(WEIGHTS, dtype="bfloat16"))))
+
+
+def test_a_recording_without_moments_is_skipped_and_not_passed() -> None:
+    made = watched(parameter("blocks.0.weight"), roles={})
+    with pytest.raises(Missing, match="moments"):
+        list(updates_lost_to_rounding(made))
 
 
 def test_second_moments_that_underflow_are_named_beside_the_first() -> None:

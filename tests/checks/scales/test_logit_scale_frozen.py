@@ -6,11 +6,12 @@ from math import log
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from fgclip_doctor import Missing, Run
 from fgclip_doctor.run import Plan
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
-from tests.runs import adam, checkpoint, run, series
+from tests.runs import adam, checkpoint, group, optimizer, parameter, run, series, state, tensor, watched
 
 ROLES = {"head.image": "visual_projection.weight", "scale.global": "logit_scale", "scale.hard": "logit_scale_hardneg"}
 
@@ -124,4 +125,36 @@ def test_what_is_planned_to_be_frozen_is_quiet() -> None:
     made = trained(lr=0.0)
     assert list(logit_scale_frozen(made))
     made.plan = Plan(frozen=("logit_scale*",))
+    assert not list(logit_scale_frozen(made))
+
+
+def recorded(values: ArrayLike, *, dtype: str = "bfloat16", lr: float = 5e-6) -> Run:
+    """A recording, which holds no moments of Adam's: the scale at each look."""
+    scale = replace(parameter("logit_scale", shape=()), dtype=dtype)
+    made = watched(scale, roles={"scale.global": "logit_scale"}, rates=(lr,))
+    looks = series("logit_scale", values)
+    stored = tensor("logit_scale", looks.values[-1], dtype)
+    adams = group(0, [0], lr=lr, initial_lr=lr, betas=(0.9, 0.999))
+    held_state = optimizer([adams], [state(0, 20)], {0: "logit_scale"})
+    made.checkpoints = (replace(made.checkpoint, tensors={"logit_scale": stored}, optimizer=held_state),)
+    made.series["logit_scale"] = looks
+    return made
+
+
+def test_a_recording_that_saw_it_stand_still_is_enough() -> None:
+    (finding,) = logit_scale_frozen(recorded(np.full(20, 2.65625)))
+    assert "stood still in 20 steps" in finding.evidence[0].why
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        recorded(np.full(20, 2.65625), dtype="float32"),
+        recorded(np.full(20, 2.65625), lr=0.01),
+        recorded(np.full(4, 2.65625)),
+        recorded([2.65625] * 19 + [2.671875]),
+    ],
+    ids=["32 bits", "large steps", "few looks", "moved"],
+)
+def test_a_recording_that_proves_nothing_is_quiet(made: Run) -> None:
     assert not list(logit_scale_frozen(made))
