@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import ceil, exp, floor, log, nan, sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,7 @@ def _of_site(run: Run, site: LossSite) -> Term:
     except Missing:
         dimension = ASSUMED_DIMENSION
     sigmoid = site.kind == "sigmoid"
-    scale = None if sigmoid else scale_with_level(level, anchors=anchors, candidates=candidates, dimension=dimension)
+    scale = None if sigmoid else scale_with_level(round(level, 4), round(anchors, 2), round(candidates, 2), dimension)
     return Term(
         name=site.name,
         series=series,
@@ -174,12 +174,13 @@ def _of_site(run: Run, site: LossSite) -> Term:
     )
 
 
-def scale_with_level(level: float, *, anchors: float, candidates: float, dimension: int) -> float | None:
+@lru_cache(maxsize=256)  # every check that reads terms asks again
+def scale_with_level(level: float, anchors: float, candidates: float, dimension: int) -> float | None:
     """The scale at which unaligned features have their null level at `level`; None for no scale that a softmax has."""
     low, high = 0.0, MOST_SCALE
-    if not log(candidates) - 1e-6 <= level <= MOST_SCALE:
+    if not log(candidates) - 1e-3 <= level <= MOST_SCALE:
         return None
-    for _ in range(24):
+    while high - low > 1e-3 * high:
         middle = (low + high) / 2
         null = null_of(anchors=anchors, candidates=candidates, scale=middle, dimension=dimension)
         low, high = (middle, high) if null.level < level else (low, middle)

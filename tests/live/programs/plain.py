@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=50)
     parser.add_argument("--accumulation-steps", type=int, default=4)
     parser.add_argument("--queue-warmup-steps", type=int, default=20)
+    parser.add_argument("--save-every", type=int, default=0)
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -129,6 +130,8 @@ def main() -> None:
         schedule.step()
         model.sharpness.data.clamp_(max=math.log(100))
         model.crop_sharpness.data.clamp_(max=math.log(100))
+        if options.save_every and (update + 1) % options.save_every == 0:
+            torch.save(model.state_dict(), "saved.pt")
     if options.out:
         torch.save({"losses": torch.stack(losses), "model": model.state_dict()}, f"{options.out}.{rank}")
     if ranks > 1:
