@@ -74,13 +74,34 @@ def thinned(steps: NDArray[Any], values: NDArray[Any], most: int = POINTS) -> tu
 
 
 def _losses(run: Run) -> Iterator[Picture]:
-    for term in terms(run):
-        if isinstance(term, Missing):
-            continue
+    """Every loss on its yardstick, or as it was logged where the yardstick isn't known."""
+    for course in progress.courses(run):
         try:
-            yield _loss(run, term)
-        except Missing:
-            continue
+            if course.term is None:
+                raise Missing(_unknown(run))
+            yield _loss(run, course.term)
+        except Missing as missing:
+            if len(course.values):
+                yield _bare(run, course, str(missing))
+
+
+def _unknown(run: Run) -> str:
+    """Why losses have no yardstick."""
+    try:
+        return "; ".join(dict.fromkeys(str(one) for one in terms(run) if isinstance(one, Missing)))
+    except Missing as missing:
+        return str(missing)
+
+
+def _bare(run: Run, course: progress.Course, reason: str) -> Picture:
+    figure, (axes,) = figure_of(1)
+    axes.plot(*thinned(course.steps, course.values), color=ONE)
+    axes.set_ylabel("loss")
+    axes.set_xlabel("optimizer step")
+    marked = _mark(run, axes)
+    first, last = (f"{course.values[at]:.3g} at step {course.steps[at]:,}" for at in (0, -1))
+    text = f"From {first} to {last}. What it means is not known: {reason}.{marked}"
+    return Picture(f"The {course.name} loss, without its yardstick", svg(figure), text)
 
 
 def _loss(run: Run, term: Term) -> Picture:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fgclip_doctor.diagnosis import Comparison, Difference, Report, diagnose
 from fgclip_doctor.findings import Evidence
@@ -200,6 +204,34 @@ def test_a_long_run_is_a_small_page() -> None:
     assert len(shown) < 5_000_000 / 4
     assert f"{501 - PARTS:,} more are not shown" in shown
     assert "logit_scale 4.0000 to 4.0199" in shown, "the scale of each checkpoint, as none was logged"
+
+
+def test_an_audit_of_two_hundred_checkpoints_stays_small(tmp_path: Path) -> None:
+    """Real files, each checkpoint with its log so far; how long it takes is in docs/speed.md."""
+    random = np.random.default_rng(0)
+    names = [f"vision_model.encoder.layers.{layer}.mlp.fc1.weight" for layer in range(12)]
+    weights = {name: random.normal(0, 0.05, (16, 16)).astype(np.float32) for name in names}
+    history = [{"step": n, "loss_region": random.normal(1.5, 0.3), "learning_rate": 1e-4} for n in range(20_000)]
+    for number in range(1, 201):
+        saved = tmp_path / "run" / f"checkpoint-{number * 100}"
+        saved.mkdir(parents=True)
+        weights = {name: value + np.float32(1e-4) for name, value in weights.items()}
+        save_file(weights | {"logit_scale": np.array(4.6, np.float32)}, saved / "model.safetensors")
+        log = {"global_step": number * 100, "log_history": history[max(0, number - 10) * 100 : number * 100]}
+        (saved / "trainer_state.json").write_text(json.dumps(log))
+    page = tmp_path / "report.html"
+    words = ["audit", str(tmp_path / "run"), "--fact", "micro_batch=4", "--format", "html", "-o", str(page)]
+    done = subprocess.run([sys.executable, "-m", "fgclip_doctor", *words], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    assert page.stat().st_size < 5_000_000 / 4
+    assert "checkpoint-100" in page.read_text("utf-8")
+
+
+def test_a_loss_without_a_yardstick_is_drawn_and_says_what_is_missing() -> None:
+    run = runs.run(roles={"loss.region": "region_loss"}, logged=(runs.series("region_loss", np.linspace(4, 1, 50)),))
+    shown = html.render(diagnose(run, installed_checks()[0]), run, version="1")
+    assert "The region loss, without its yardstick" in shown
+    assert "is not known" in Tags(shown).text
 
 
 def test_a_series_of_nothing_finite_is_no_reason_to_fail() -> None:
