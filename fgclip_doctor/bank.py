@@ -215,7 +215,7 @@ class Bank:
             raise Missing("without a pointer the rows of the bank have no age")
         if not self.full:
             return np.arange(self.written)
-        return (np.arange(self.size) + (self.pointer or 0)) % self.size
+        return (np.arange(self.size) + (self.pointer or 0) % self.size) % self.size  # whatever number was saved
 
     def drift(self, least: int = 32) -> list[Drift]:
         """Of each modality. Rows of one enqueue are of one age, so of the means little more than chance is expected."""

@@ -146,6 +146,8 @@ def _alike(bank: Bank, same: float, block: int = 1024) -> NDArray[np.int64]:
     rows = bank.rows(modality)[: bank.written][-8192:].astype(np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     rows = (rows / np.where(lengths > 0, lengths, 1))[(lengths > 0)[:, 0]]
+    if len(rows) < 2:
+        raise Missing("the rows of the bank are not finite, or zero")
     blocks = [rows[at : at + block] @ rows.T for at in range(0, len(rows), block)]
     equal, near = (
         np.concatenate([(one >= 1 - apart).sum(axis=1) for one in blocks]) - 1 for apart in (same, 10 * same)
