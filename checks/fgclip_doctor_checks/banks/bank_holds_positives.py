@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fgclip_doctor.run import Tensor
+
 
 CALLS = 3  # sampled calls of a loss, each with all its anchors
 
@@ -93,7 +95,7 @@ def _masks_nothing(
         return None
     brought = _brought(run, bank)
     if brought is None:
-        if ids is not None:
+        if _keeps_ids(bank):
             raise Missing("the bank keeps ids beside its rows, and the candidates that would show a mask aren't known")
         why = f"{share:.0%} of its rows have another with the same text, and it keeps no ids to mask them by"
     else:
@@ -115,10 +117,15 @@ def _masks_nothing(
     )
 
 
+def _keeps_ids(bank: Bank) -> Tensor | None:
+    """Integers beside the rows, one to a row, whether or not their values are known: a recording has names alone."""
+    known = [one for one in bank.checkpoint.tensors.values() if one.shape in ((bank.size,), (1, bank.size))]
+    return next((one for one in known if one.dtype.startswith(("int", "uint"))), None)
+
+
 def _ids(bank: Bank) -> NDArray[Any] | None:
     """What is kept beside the rows: integers, one to a row."""
-    known = [one for one in bank.checkpoint.tensors.values() if one.shape in ((bank.size,), (1, bank.size))]
-    kept = next((one for one in known if one.dtype.startswith(("int", "uint"))), None)
+    kept = _keeps_ids(bank)
     try:
         ids = None if kept is None else kept.values().reshape(-1)
     except Missing:  # a recording has its name and no more
