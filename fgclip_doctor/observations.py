@@ -63,10 +63,14 @@ def _trained(run: Run) -> Iterator[Evidence]:
         group = optimizer.group_of(index)
         moment = optimizer.states[index].exp_avg_sq if index in optimizer.states else None
         had_gradient = moment is not None and moment.statistics.maximum > 0
-        state = "yes" if had_gradient else "never"
+        seen = recorded(run, tensor.name)
+        state = SEEN[seen.gradient] if seen else "yes" if had_gradient else "never"
         rms = f"gradient RMS {_rms(moment):.2g}, " if had_gradient and moment is not None else ""
         rate = "learning rate not known" if group.initial_lr is None else f"learning rate {group.initial_lr:g}"
         yield _part(role, tensor, state, f"{rms}{rate}")
+
+
+SEEN = {"some": "yes", "zero": "zeros alone", "none": "never", "unknown": "can't be told"}  # by a recording
 
 
 def _part(role: str, tensor: Tensor, state: str, why: str) -> Evidence:
@@ -121,7 +125,9 @@ def _data(run: Run) -> Iterator[Evidence]:
 
     yield seen("images", data.records - data.malformed, f"{data.malformed:,} records are none")
     if data.regions:
-        yield seen("regions per image", round(data.regions_per_sample, 3), f"of {data.regions:,}, 4 of an image at most")
+        yield seen(
+            "regions per image", round(data.regions_per_sample, 3), f"of {data.regions:,}, 4 of an image at most"
+        )
     if data.boxes.count:
         yield seen("boxes", data.boxes.layout or "x1, y1, x2, y2, normalised", f"{data.boxes.count:,} boxes")
     if data.groups.count:
