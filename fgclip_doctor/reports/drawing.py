@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from fgclip_doctor.inert import inert
 
@@ -64,6 +64,14 @@ def legend(axes: Any, *, above: float = 1.0) -> None:
     place = {"loc": "lower left", "bbox_to_anchor": (0, above), "borderaxespad": 0.2, "ncols": 4}
     for text in axes.legend(fontsize=8, frameon=False, handlelength=2.5, **place).get_texts():
         text.set_color(INK)
+
+
+def logarithmic(axes: Any, direction: str) -> None:
+    """A logarithmic axis ("x" or "y") whose numbers are plain, as mathematics is not set."""
+    axes.set(**{f"{direction}scale": "log"})
+    axis = axes.xaxis if direction == "x" else axes.yaxis
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
 def svg(figure: Figure) -> str:

@@ -23,6 +23,7 @@ from fgclip_doctor.reports.drawing import (
     drawing,
     figure_of,
     legend,
+    logarithmic,
     plain,
     svg,
 )
@@ -31,6 +32,7 @@ from fgclip_doctor.terms import Term, terms
 
 POINTS = 600  # of one line: of more, each stretch keeps its least and its largest value, so that no spike is lost
 SMOOTHED = 9  # logged values, over which a count of candidates that changes from batch to batch is shown by its median
+ORDER = ("total", "global", "region", "hard")  # of the losses; others follow
 FIGURES = 8  # of one kind
 PARTS = 40  # rows of a heat map
 MARKS = 12  # events in one picture
@@ -75,7 +77,7 @@ def thinned(steps: NDArray[Any], values: NDArray[Any], most: int = POINTS) -> tu
 
 def _losses(run: Run) -> Iterator[Picture]:
     """Every loss on its yardstick, or as it was logged where the yardstick isn't known."""
-    for course in progress.courses(run):
+    for course in sorted(progress.courses(run), key=lambda one: ORDER.index(one.name) if one.name in ORDER else 9):
         try:
             if course.term is None:
                 raise Missing(_unknown(run))
@@ -266,7 +268,10 @@ def _dots(
     shown = [(row, values[part]) for row, part in enumerate(parts) if values[part] > 0]
     figure, (axes,) = figure_of(1, height=max(1.6, 0.18 * len(parts) + 0.6))
     axes.plot([value for _, value in shown], [row for row, _ in shown], "o", color=ONE, markersize=4)
-    axes.set_xscale("log") if shown else axes.set_xticks([])
+    if shown:
+        logarithmic(axes, "x")
+    else:
+        axes.set_xticks([])
     axes.set_yticks(range(len(parts)), [plain(part) for part in parts])
     axes.set_ylim(len(parts) - 0.5, -0.5)
     axes.grid(axis="y", color=MUTED, linewidth=0.3, linestyle=":")
@@ -379,8 +384,7 @@ def _show_both(axes: Any, values: NDArray[Any], levels: NDArray[Any]) -> None:
     """A logarithmic axis where the null level is so far above a loss that the loss would be a line at the bottom."""
     known, null = values[np.isfinite(values)], levels[np.isfinite(levels)]
     if len(known) and len(null) and known.min() > 0 and null.max() > FAR * np.median(known):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        logarithmic(axes, "y")
 
 
 def _mark(run: Run, *axes: Any) -> str:

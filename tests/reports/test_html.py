@@ -141,6 +141,7 @@ def test_it_is_one_file_of_the_same_bytes_with_nothing_invisible_in_it(page: str
     page.encode("utf-8")
     assert not set(page) & {"\x1b", "\x00", "\u202e"}
     assert "default-src 'none'" in page
+    assert "mathdefault" not in page, "mathematics is not set, on no axis"
 
 
 def test_every_picture_says_in_words_what_it_shows(page: str) -> None:
