@@ -11,6 +11,7 @@ from math import log2
 
 from fgclip_doctor import bank, moments, theory
 from fgclip_doctor.findings import Evidence, Value
+from fgclip_doctor.parts import recorded
 from fgclip_doctor.run import Missing, Plan, Run, Tensor
 from fgclip_doctor.terms import terms
 

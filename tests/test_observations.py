@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fgclip_doctor import observations
 from fgclip_doctor.observations import observe
-from fgclip_doctor.run import Run
+from fgclip_doctor.recorded import Parameter, Rank, Recording
+from fgclip_doctor.run import Optimizer, OptimizerGroup, ParameterState, Run, Source
 from tests import runs
 
 SCALE = np.array(np.log(1 / 0.07), np.float32)
@@ -51,3 +54,23 @@ def test_a_crash_of_one_observation_is_a_line_and_hides_nothing(monkeypatch: pyt
     monkeypatch.setattr(observations, "LOOKS", (broken, *observations.LOOKS))
     seen, crashes = observe(Run(subject="empty"))
     assert (seen, crashes) == ([], ["observing broken: ZeroDivisionError: oops"])
+
+
+def test_what_a_gradient_reaches_is_read_off_a_recording() -> None:
+    names = {"visual_projection.weight": "some", "text_projection.weight": "none"}
+    roles = {
+        "head.image": "visual_projection.weight",
+        "head.text": "text_projection.weight",
+        "scale.global": "logit_scale",
+    }
+    weights = {name: np.eye(4, dtype=np.float32) for name in names} | {"logit_scale": SCALE}
+    run = runs.run(runs.checkpoint(weights), roles=roles)
+    group = OptimizerGroup(0, (0, 1), {"lr": 1e-3})
+    held = {index: (name,) for index, name in enumerate(names)}
+    optimizer = Optimizer(Source("rec"), (group,), {0: ParameterState(0, 10)}, held)
+    run.checkpoints = (replace(run.checkpoint, optimizer=optimizer),)
+    parameters = {name: Parameter(name, (4, 4), "float32", True, 0, seen) for name, seen in names.items()}
+    run.recording = Recording((Rank(0, 1, "rec", parameters=parameters),), 10)
+    told = answers(run)
+    assert told["gradient reaches head.image"] == "yes"
+    assert told["gradient reaches head.text"] == "never"
