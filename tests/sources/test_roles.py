@@ -173,8 +173,21 @@ def test_losses(names: list[str], expected: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["loss", "Loss", "train_loss", "train/loss", "train_loss_step", "train/loss_epoch", "loss_train", "training_loss"]
-    + ["Loss/train", "loss/total", "train/total_loss", "trainLoss", "batch_loss"],
+    [
+        "loss",
+        "Loss",
+        "train_loss",
+        "train/loss",
+        "train_loss_step",
+        "train/loss_epoch",
+        "loss_train",
+        "training_loss",
+        "Loss/train",
+        "loss/total",
+        "train/total_loss",
+        "trainLoss",
+        "batch_loss",
+    ],
 )
 def test_the_loss_of_the_training_by_any_name(name: str) -> None:
     assert find({}, {name: series(name, [1.0, 2.0])}) == {"loss.total": name}
@@ -182,8 +195,20 @@ def test_the_loss_of_the_training_by_any_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["eval_loss", "val/loss", "val_loss_epoch", "loss_val", "Loss/test", "validation_loss", "valLoss", "dev_loss"]
-    + ["test/loss_step", "mean/loss", "loss_scale", "loss_weight"],
+    [
+        "eval_loss",
+        "val/loss",
+        "val_loss_epoch",
+        "loss_val",
+        "Loss/test",
+        "validation_loss",
+        "valLoss",
+        "dev_loss",
+        "test/loss_step",
+        "mean/loss",
+        "loss_scale",
+        "loss_weight",
+    ],
 )
 def test_no_loss_of_the_training(name: str) -> None:
     assert find({}, {name: series(name, [1.0, 2.0])}) == {}
