@@ -132,6 +132,8 @@ class Rank:
     evaluating: Mapping[str, int] = field(default_factory=dict)  # modules in eval mode under gradients: forwards so
     reentrant: tuple[str, ...] = ()  # modules run under reentrant checkpointing with no input that needs a gradient
     digests: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # "parameters", role of a bank: step to hash
+    optimizers: tuple[str, ...] = ()  # the names of their classes
+    unchanged: Mapping[int, float] = field(default_factory=dict)  # by step, of values in 16 bits with a gradient
     state: State | None = None  # of a dry run
     updates_before: int | None = None  # that Adam had applied when the recording began, in a dry run
 

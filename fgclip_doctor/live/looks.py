@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fgclip_doctor.live.fetch import Fetcher
 from fgclip_doctor.live.subject import SCALARS, Subject, dtype, held, is_plain, local, part, rank_and_world, sample
 
+HALVES = (torch.bfloat16, torch.float16)
 ROWS_BYTES = 1 << 20  # of a bank that are written down, and how often at most: at each doubling of the step
 
 Write = Callable[..., None]  # a kind of record, and its fields
@@ -29,23 +30,29 @@ class Looks:
         self.before: list[tuple[str, Tensor]] = []  # sampled values before the step
         self.next_rows = 1
         self.rows_at = -1
-        self.structure = ""
+        self.structure: object = None  # of the model, as last written down
+        self.split = subject.is_split
 
     def describe(self, step: int) -> None:
         """The parameters, groups and buffers: at the start, and again where they have changed."""
         optimizers = self.subject.optimizers
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         place = {id(one): index for index, group in enumerate(groups) for one in group["params"]}
-        parameters = [
-            [name, list(one.shape), dtype(one), one.requires_grad, place.get(id(one))]
-            for name, one in self.subject.parameters.items()
-        ]
-        buffers = [[name, list(one.shape), dtype(one)] for name, one in self.subject.buffers()]
-        structure = repr((parameters, buffers))
+        named, buffers = self.subject.parameters, list(self.subject.buffers())
+        structure = (
+            [(id(one), one.requires_grad, one.dtype, place.get(id(one))) for one in named.values()],
+            [(name, one.shape, one.dtype) for name, one in buffers],
+        )
         if structure != self.structure:
             self.structure = structure
             options = [{key: v for key, v in group.items() if key != "params" and is_plain(v)} for group in groups]
-            self.write("model", step=step, parameters=parameters, buffers=buffers, groups=options)
+            self.write(
+                "model",
+                step=step,
+                parameters=[[n, list(p.shape), dtype(p), p.requires_grad, place.get(id(p))] for n, p in named.items()],
+                buffers=[[name, list(one.shape), dtype(one)] for name, one in buffers],
+                groups=options,
+            )
 
     def gradients(self, optimizer: Optimizer, step: int, *, early: bool) -> None:
         """Of what an optimizer is about to update. `early`: those without any are named, too."""
@@ -84,9 +91,12 @@ class Looks:
             return
         before = [values for name, values in self.before if name in known]
         self.before = []
-        moved = torch._foreach_norm(torch._foreach_sub([sample(known[name]) for name in names], before))
+        steps = torch._foreach_sub([sample(known[name]) for name in names], before)
+        moved = torch._foreach_norm(steps)
+        halves = [one for name, one in zip(names, steps, strict=True) if known[name].dtype in HALVES]
+        changed = [torch.count_nonzero(one) for one in halves]  # of those that rounding may hold still alone
+        sampled = sum(one.numel() for one in halves)
         sizes = torch._foreach_norm(before)
-        split = self.subject.is_split
 
         def arrived(values: list[float]) -> None:
             parts: dict[str, list[float]] = {}
@@ -96,10 +106,13 @@ class Looks:
                 sums[1] += values[len(names) + place] ** 2
             ratios = {name: (a / b) ** 0.5 for name, (a, b) in parts.items() if b}
             still = [name for place, name in enumerate(names) if values[place] == 0]
-            digest = "" if split else hashlib.sha256(repr(values[len(names) :]).encode()).hexdigest()[:16]
+            norms = values[len(names) : 2 * len(names)]
+            digest = "" if self.split else hashlib.sha256(repr(norms).encode()).hexdigest()[:16]
             self.write("updates", step=step, ratios=ratios, unmoved=still[:SCALARS], digest=digest)
+            if sampled:
+                self.write("rounding", step=step, changed=int(sum(values[2 * len(names) :])), sampled=sampled)
 
-        self.fetcher.take([*moved, *sizes], arrived)
+        self.fetcher.take([*moved, *sizes, *changed], arrived)
 
     def scalars(self, step: int) -> None:
         """Scales, pointers, flags and counters: parameters and buffers of one element, and plain numbers of modules."""

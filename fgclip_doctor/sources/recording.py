@@ -44,7 +44,7 @@ BLOCK = 1 << 20
 MAX_RANKS = 64  # beyond, the rest is left out: what is wrong between ranks shows in these
 MAX_CHANGES, MAX_SITES, MAX_SERIES, MAX_POINTS = 1024, 256, 4096, 1 << 20
 KINDS = (
-    *("start", "model", "arguments", "loss", "columns", "reach", "gradients", "updates", "scalars", "rows"),
+    *("start", "model", "arguments", "loss", "columns", "reach", "gradients", "updates", "rounding", "scalars", "rows"),
     *("step", "end", "off", "reentrant", "saved", "digest", "begun", "state"),
 )
 SCALARS_OF_SITE = ("anchors", "candidates", "loss", "null", "top1")
@@ -221,6 +221,8 @@ class _Rank:
     off: str = ""  # why the recorder stopped before the training did
     seen_at: int = 0  # the step of the last look
     ended: bool = False
+    optimizers: tuple[str, ...] = ()
+    unchanged: dict[int, float] = field(default_factory=dict)
     looked: int = 0  # steps that were looked at
 
     def take(self, line: bytes) -> int:
@@ -237,7 +239,8 @@ class _Rank:
 
     # Each of these is a kind of record, with its fields by name.
 
-    def _start(self, *, version: int, world_size: int, **_: Any) -> None:
+    def _start(self, *, version: int, world_size: int, optimizers: Iterable[Any] = (), **_: Any) -> None:
+        self.optimizers, self.unchanged = tuple(map(str, optimizers)), {}
         self.version, self.world_size, self.ended, self.off = int(version), int(world_size), False, ""
         self.reached, self.zero, self.reentrant = {}, set(), []  # a restarted run reaches them anew
 
@@ -300,6 +303,9 @@ class _Rank:
             self._add(f"update ratio/{part}", step, ratio)
         if digest:
             self.digests.setdefault("parameters", {})[int(step)] = str(digest)
+
+    def _rounding(self, *, step: int, changed: int, sampled: int) -> None:
+        self.unchanged[int(step)] = 1 - int(changed) / int(sampled)
 
     def _scalars(self, *, step: int, values: Mapping[str, Any]) -> None:
         self.seen_at = int(step)
@@ -383,6 +389,8 @@ class _Rank:
             evaluating=self.evaluating,
             reentrant=tuple(self.reentrant),
             digests=self.digests,
+            optimizers=self.optimizers,
+            unchanged=self.unchanged,
             state=self.state,
             updates_before=self.updates_before,
         )

@@ -45,7 +45,8 @@ def updates_lost_to_rounding(run: Run, *, lost: float = 0.5, vanished: float = 0
         if index in optimizer.states and names[0] in run.tensors and len(names) == 1
     ]
     if pairs and all(state.exp_avg is None for _, state, _ in pairs):
-        raise Missing("Adam's moments are not known, as in a recording")
+        yield from _watched(run)
+        return
     pairs.sort(key=lambda pair: pair[0].size)
     pairs = pairs[:SAMPLE] + pairs[SAMPLE :: max(1, len(pairs) // SAMPLE)]
     pure = [pair for pair in pairs if _low(pair[0]) and pair[1].exp_avg is not None and _low(pair[1].exp_avg)]
@@ -121,6 +122,39 @@ def _underflow(run: Run, states: list[ParameterState], vanished: float) -> Itera
 def _kind(tensor: Tensor) -> str:
     """The type of the values, whatever type they are stored in."""
     return tensor.dtype if tensor.dtype in ("bfloat16", "float16") else "bfloat16"
+
+
+def _watched(run: Run, *, still: float = 0.8, looks: int = 5) -> Iterator[Finding]:
+    """By a recording: how many values that had a gradient a step left as they were, at no less than a quarter of the
+    peak rate. Only of torch's own optimizers, which round to nearest and keep no copies.
+    """
+    first = run.watched.first
+    rates = run.series.get("learning_rate")
+    if not first.unchanged or not set(first.optimizers) <= {"Adam", "AdamW", "SGD"} or rates is None:
+        raise Missing(
+            "Adam's moments are not known, and no parameters in 16 bits were seen to be updated by torch's own"
+        )
+    peak = max(group.initial_lr or 0.0 for group in run.optimizer.groups)
+    known = dict(zip(rates.steps.tolist(), rates.values.tolist(), strict=True))
+    shares = [share for step, share in first.unchanged.items() if known.get(step, 0.0) >= 0.25 * peak > 0]
+    if len(shares) < looks:
+        raise Missing(f"fewer than {looks} steps were looked at once the learning rate was a quarter of its peak")
+    share = sum(shares) / len(shares)
+    if share >= still:
+        yield Finding(
+            message=f"{share:.1%} of the values that had a gradient stay as they are in a step: the parameters are "
+            f"kept in 16 bits, and a step of {peak:g} is under half an ulp of them.",
+            where="parameters in 16 bits",
+            evidence=(
+                Evidence(
+                    name="values that a step left unchanged",
+                    value=round(share, 4),
+                    expected=f"under {still:g}",
+                    why=f"of up to 4,096 of each tensor, at {len(shares)} steps; torch's own optimizers keep no copy",
+                    source=first.path,
+                ),
+            ),
+        )
 
 
 def _low(tensor: Tensor) -> bool:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.recorded import Rank, Recording
+from fgclip_doctor.run import Checkpoint, Optimizer, OptimizerGroup, ParameterState, Source
 from fgclip_doctor_checks.gradients.updates_lost_to_rounding import updates_lost_to_rounding
-from tests.runs import checkpoint, group, optimizer, parameter, run, state, tensor, watched
+from tests.runs import checkpoint, group, optimizer, parameter, run, series, state, tensor, watched
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {"visual_projection.weight": RNG.normal(0, 0.02, (64, 64)), "logit_scale": np.array(4.6)}
@@ -95,3 +97,40 @@ def test_underflow_flips_at_its_threshold() -> None:
     for least, expected in ((float(str(share)) - 1e-3, True), (float(str(share)) + 1e-3, False)):
         found = updates_lost_to_rounding(case, vanished=least)
         assert any("underflow" in one.message for one in found) == expected
+
+
+def seen(unchanged: list[float], *, rate: float = 5e-6, optimizers: tuple[str, ...] = ("AdamW",)) -> Run:
+    """A recorded run whose 16-bit values stayed as they were by such shares, one a step, at a constant rate."""
+    steps = range(1, len(unchanged) + 1)
+    rank = Rank(0, 1, "rec", optimizers=optimizers, unchanged=dict(zip(steps, unchanged, strict=True)))
+    made = run(logged=[series("learning_rate", np.full(len(unchanged), rate), list(steps))])
+    held = OptimizerGroup(0, (0,), {"lr": rate, "initial_lr": 5e-6})
+    weight = tensor("visual_projection.weight", np.ones((4, 4)), "bfloat16")
+    rounded = Optimizer(Source("rec"), (held,), {0: ParameterState(0, len(unchanged))}, {0: (weight.name,)})
+    made.checkpoints = (Checkpoint("rec", len(unchanged), {weight.name: weight}, rounded, partial="a recording"),)
+    made.recording = Recording((rank,), len(unchanged))
+    return made
+
+
+def test_a_recording_in_which_nearly_nothing_moves_is_named() -> None:
+    (finding,) = updates_lost_to_rounding(seen([0.99] * 10))
+    assert "99.0% of the values that had a gradient stay" in finding.message
+
+
+@pytest.mark.parametrize(("share", "fires"), [(0.79, False), (0.81, True)])
+def test_a_recording_flips_at_its_share(share: float, fires: bool) -> None:
+    assert bool(list(updates_lost_to_rounding(seen([share] * 10)))) is fires
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        seen([]),  # 32-bit parameters
+        seen([0.99] * 4),  # too few looks
+        seen([0.99] * 10, rate=1e-6),  # early in the warmup
+        seen([0.99] * 10, optimizers=("AnyPrecisionAdamW",)),  # which may round otherwise, or keep copies
+    ],
+)
+def test_a_recording_that_can_not_tell_is_skipped(recorded: Run) -> None:
+    with pytest.raises(Missing):
+        list(updates_lost_to_rounding(recorded))
