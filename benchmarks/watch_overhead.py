@@ -81,7 +81,7 @@ def training(name: str, device: str) -> tuple[nn.Module, torch.optim.Optimizer, 
 
 
 def block(steps: int, step: Step, device: str) -> float:
-    """Seconds of so many steps: of the process, where its own work is all there is, as neighbours don't disturb those."""
+    """Seconds of so many steps: on the CPU those that the process itself had, which its neighbours don't disturb."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     _wait(device)
     began = clock()

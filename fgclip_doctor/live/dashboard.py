@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from math import log2
 
 from rich.console import Group, RenderableType
 from rich.layout import Layout
@@ -17,14 +18,12 @@ from fgclip_doctor.diagnosis import Report
 from fgclip_doctor.findings import Severity
 from fgclip_doctor.inert import inert
 from fgclip_doctor.live.follow import Told, step_of
-from fgclip_doctor.recorded import LossSite
 from fgclip_doctor.run import Missing, Run, Series
-from fgclip_doctor.terms import terms
-from fgclip_doctor.theory import LN2
+from fgclip_doctor.terms import Term, terms
 
 BARS = "▁▂▃▄▅▆▇█"
 COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
-RECENT = 32  # values that "now" is the mean of
+RECENT = 8  # values that "now" is the mean of
 
 
 def screen(
@@ -73,53 +72,36 @@ def _head(run: Run | None, state: str) -> Text:
 
 def _losses(run: Run | None, width: int) -> Panel:
     table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
-    table.add_column("loss", ratio=3, overflow="ellipsis", no_wrap=True)
-    for name in ("now", "N", "chance", "bits"):
+    table.add_column("loss", no_wrap=True)
+    for name in ("now", "N", "null level", "bits"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("loss over the run", ratio=2, no_wrap=True)
-    table.add_column("bits over the run", ratio=2, no_wrap=True)
-    room = max(4, (width - 60) // 3)
-    for row in _loss_rows(run, room) if run is not None else ():
+    table.add_column("loss over the run", ratio=1, no_wrap=True)
+    table.add_column("bits over the run", ratio=1, no_wrap=True)
+    for row in _loss_rows(run, width) if run is not None else ():
         table.add_row(*row)
     return _pane("losses on their yardstick", table)
 
 
-def _loss_rows(run: Run, room: int) -> Iterator[tuple[str, ...]]:
-    sites = run.recording.first.sites if run.recording else ()
-    for site in islice(_contrastive(sites), 8):
-        bits = ((site.null - site.loss) / LN2).tolist()
-        yield _row(site.name, site.loss.tolist(), float(site.candidates[-1]), _mean(site.null.tolist()), bits, room)
-    if sites:
-        return
+def _loss_rows(run: Run, width: int) -> Iterator[tuple[str, ...]]:
+    room, longest = max(4, (width - 60) // 3), max(14, width // 4)
     try:
-        for term in terms(run):
-            if not isinstance(term, Missing):
-                learnt = progress.learnt(run, term)
-                yield _row(
-                    term.name, term.series.values.tolist(), term.candidates, term.chance, learnt.bits.tolist(), room
-                )
+        for term in islice((one for one in terms(run) if isinstance(one, Term)), 8):
+            learnt = progress.learnt(run, term)
+            values = term.series.values.tolist()
+            known = term.scale is not None and not term.sigmoid
+            null = f"{term.null.level:.2f}±{term.null.noise:.2f}" if known else f"over {term.chance:.2f}"
+            name = inert(term.name)
+            yield (
+                name if len(name) <= longest else f"…{name[1 - longest :]}",  # the end tells lines apart
+                f"{_mean(values):.3f}",
+                f"{term.candidates:.4g}",
+                null,
+                f"{max(_mean(learnt.bits.tolist()), 0.0):.2f} of {log2(term.candidates):.1f}",
+                sparkline(values, room),
+                sparkline(learnt.bits.tolist(), room),
+            )
     except Missing as missing:
         yield (inert(str(missing)), "", "", "", "", "", "")
-
-
-def _contrastive(sites: Iterable[LossSite]) -> Iterator[LossSite]:
-    """Those with a positive that its place tells; a classifier's loss is no contrastive one."""
-    return (site for site in sites if site.targets != "other" and len(site.loss))
-
-
-def _row(
-    name: str, values: Sequence[float], candidates: float, null: float, bits: Sequence[float], room: int
-) -> tuple[str, ...]:
-    now, learnt = _mean(values), _mean(bits)
-    return (
-        inert(name),
-        f"{now:.3f}",
-        f"{candidates:.4g}",
-        f"{null:.2f}",
-        f"{learnt:.2f}",
-        sparkline(values, room),
-        sparkline(bits, room),
-    )
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -138,7 +120,7 @@ def _clocks(run: Run | None) -> Table:
     if clocks.get("steps"):
         expected = run.facts.get("accumulation")
         meant = f" (meant: {expected.value})" if expected else ""
-        table.add_row("forwards per step", f"{clocks.get('forwards', 0) / clocks['steps']:.3g}{inert(meant)}")
+        table.add_row("per step", f"{clocks.get('forwards', 0) / clocks['steps']:.3g}{inert(meant)}")
     seconds, elapsed = _last(run, "watching/seconds"), _last(run, "watching/elapsed")
     if seconds is not None and elapsed:
         table.add_row("cost of watching", f"{100 * seconds / elapsed:.2f} %")
@@ -152,10 +134,15 @@ def _state(run: Run | None) -> Table:
     try:
         found = bank.memory_bank(run)
         filled = "?" if found.written is None else f"{found.written:,}"
-        on = {True: "on", False: "off", None: "not said"}[found.enabled]
-        table.add_row("bank", f"{filled} of {found.size:,} rows, {on}")
+        on = {True: ", on", False: ", off", None: ""}[found.enabled]
+        table.add_row("bank", f"{filled} of {found.size:,} rows{on}")
+        if found.pointer is not None:
+            table.add_row("pointer", f"{found.pointer:,}")
     except Missing:
         table.add_row("bank", "none found")
+    joined = run.recording.first.joined if run.recording else None
+    if joined is not None:
+        table.add_row("active", f"since step {joined.step:,}")
     for event in run.events[-3:]:
         table.add_row(inert(event.kind), f"step {event.step:,}")
     try:
@@ -210,8 +197,8 @@ def _findings(told: Sequence[Told], report: Report | None) -> Panel:
 
 def _pairs() -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, expand=True)
-    table.add_column(style="dim", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column(justify="left", overflow="ellipsis", no_wrap=True, ratio=2)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(justify="left", overflow="ellipsis", no_wrap=True, ratio=1)
     return table
 
 

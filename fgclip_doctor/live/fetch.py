@@ -26,7 +26,9 @@ class Fetcher:
         """`scalars`: 0-d tensors on one device. `arrived` is called with their values, now or in a later `poll`."""
         if scalars:
             exact = torch.float32 if scalars[0].device.type == "mps" else torch.float64
-            bundle = torch.stack([scalar.detach().to(exact) for scalar in scalars])  # (values,)
+            alike = len({scalar.dtype for scalar in scalars}) == 1  # else each is converted by a kernel of its own
+            bundle = torch.stack([one.detach() if alike else one.detach().to(exact) for one in scalars])  # (values,)
+            bundle = bundle.to(exact)
             self.copy(bundle, lambda values: arrived(values.tolist()))
 
     def copy(self, values: Tensor, arrived: Callable[[Tensor], None]) -> None:

@@ -50,7 +50,10 @@ class Follower:
             return None
         began = time.monotonic()
         run = self.poll()
-        if run is None and not (last and self.run is not None):
+        if run is None and self.run is not None and self.report is not None and not last:
+            waiting = any(count < TWICE for count in self.seen.values())  # nothing has spoken against it
+            return self._changes(self.report, step_of(self.run), last=False) if waiting else None
+        if run is None and self.run is None:
             return None
         self.run = run or self.run
         assert self.run is not None  # noqa: S101 - by the lines above

@@ -22,7 +22,8 @@ class Hooks:
         """`failed` is told of the error that ends the watching."""
         self.failed = failed
         self.off = False
-        self.spent = 0.0  # seconds of our own
+        self.spent = 0.0  # seconds of our own, in hooks that have returned
+        self.since: float | None = None  # when the one under way began
         self.undo: list[Callable[[], object]] = []
 
     def guard(self, hook: Callable[..., None]) -> Callable[..., None]:
@@ -32,14 +33,23 @@ class Hooks:
         def guarded(*args: Any, **kwargs: Any) -> None:
             if self.off or torch.compiler.is_compiling():
                 return
+            outermost = self.since is None
             began = time.perf_counter()
+            self.since = began if outermost else self.since
             try:
                 hook(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - a fault of ours must never become one of the training
                 self.fail(error)
-            self.spent += time.perf_counter() - began
+            if outermost:
+                self.since = None
+                self.spent += time.perf_counter() - began
 
         return guarded
+
+    @property
+    def so_far(self) -> float:
+        """Seconds of our own, those of the hook under way included."""
+        return self.spent + (time.perf_counter() - self.since if self.since is not None else 0.0)
 
     def patch(self, owner: Any, name: str, wrap: Wrap) -> None:
         """Put a function around one of torch's own, until watching ends."""

@@ -129,7 +129,7 @@ class Recorder:
             if self.saving:
                 self._write("saved", step=step)
             self.fetcher.poll(wait=True)
-            self._write("end", code=code, **self.clocks, seconds=self.hooks.spent)
+            self._write("end", code=code, **self.clocks, seconds=self.hooks.so_far)
             self.journal.close()
 
     def _failed(self, error: Exception) -> None:
@@ -389,12 +389,10 @@ class Recorder:
         return on_step
 
     def _is_first(self, optimizer: Optimizer) -> bool:
-        """Whether its steps are those that are counted. One that no longer steps, as of an earlier phase, yields."""
+        """Whether its steps are those that are counted."""
         if self.subject is None:
             self._find()  # a closure does its backward passes inside of the step
-        if self.subject is None or not any(one is optimizer for one in self.subject.optimizers):
-            return False
-        return self.subject.optimizers[0] is optimizer
+        return self.subject is not None and self.subject.is_first(optimizer)
 
     def _before_step(self, optimizer: Optimizer) -> None:
         """Gradients are complete, and about to be used."""
@@ -405,7 +403,7 @@ class Recorder:
         step = self.clocks["steps"]
         if not first:
             if any(one is optimizer for one in self.subject.optimizers):
-                self.beside_first += 1
+                self.beside_first += 1  # one that no longer steps, as of an earlier phase, yields
                 if self.beside_first > 2 * len(self.subject.optimizers):
                     self.subject.count_steps_of(optimizer)
                 if self.pace.looking:
@@ -439,13 +437,13 @@ class Recorder:
                 time=time.time(),
                 lr=[float(group["lr"]) for one in self.looks.subject.optimizers for group in one.param_groups],
                 **{clock: count for clock, count in self.clocks.items() if clock != "steps"},
-                seconds=self.hooks.spent,
+                seconds=self.hooks.so_far,
                 elapsed=time.perf_counter() - self.began,
                 evaluating=self.evaluating,
                 gathers=[[name, list(shape), *flags, n] for (name, shape, *flags), n in self.gathers.items()],
             )
             self.evaluating = {}
-        self.pace.stepped(step, self.hooks.spent)
+        self.pace.stepped(step, self.hooks.so_far)
         self.calls.clear()
 
     # --- ranks and checkpointing -----------------------------------------------------------------------------------

@@ -68,10 +68,14 @@ class Subject:
 
     @property
     def gone(self) -> bool:
-        return any(reference() is None for _, reference in self._models) or not self.optimizers
+        return self._models[0][1]() is None
 
     def is_model(self, module: nn.Module) -> bool:
         return module is self._models[0][1]() or module is self._inner()
+
+    def is_first(self, optimizer: Optimizer) -> bool:
+        """Whether it is the one whose steps are counted."""
+        return self._optimizers[0]() is optimizer
 
     @property
     def optimizers(self) -> list[Optimizer]:
