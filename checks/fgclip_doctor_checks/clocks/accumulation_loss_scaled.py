@@ -44,7 +44,9 @@ def accumulation_loss_scaled(run: Run, *, tolerance: float = 0.005, start: float
         weight = max(found.weights)
         name = found.parts[found.weights.index(weight)].name
         for factor, what in ((count, "not divided by it"), (1 / count, "divided by it twice")):
-            if abs(weight / factor - 1) <= tolerance:
+            mean = max(found.weights) - min(found.weights) <= tolerance * weight  # of the terms, which is no fault
+            meant = mean and abs(weight * len(found.weights) - 1) <= tolerance
+            if abs(weight / factor - 1) <= tolerance and not meant:
                 yield _finding(
                     found.total.name,
                     f"{found.total.name} counts {name} {weight:.4g} times with an accumulation of {count:g}: {what}.",

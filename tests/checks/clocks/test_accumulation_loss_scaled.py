@@ -36,6 +36,14 @@ def test_flips_at_the_tolerance(factor: float, fires: bool) -> None:
     assert bool(of_terms(factor)) is fires
 
 
+@pytest.mark.parametrize(("terms", "fires"), [(4, False), (2, True)])
+def test_a_mean_of_as_many_terms_as_are_accumulated_is_meant(terms: int, fires: bool) -> None:
+    parts = [noisy(RNG, learning(200, 3.0 + n, 1.0)) for n in range(terms)]
+    logged = [runs.series("loss", sum(parts) / 4), *(runs.series(f"loss_{n}", one) for n, one in enumerate(parts))]
+    found = list(accumulation_loss_scaled(runs.run(facts={"accumulation": 4}, roles=ROLES, logged=logged)))
+    assert bool(found) is fires
+
+
 def alone(values: Floats, **facts: Any) -> list[Finding]:
     stated = {"accumulation": 8, "scale": 14.24, "candidates": 32, "micro_batch": 32, **facts}
     return list(accumulation_loss_scaled(run(values, facts=stated)))
