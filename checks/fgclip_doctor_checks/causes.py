@@ -81,6 +81,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD111", "FGD505", "the loss rose after a spike"),
     Cause("FGD203", "FGD505", "a bank that a resume lost makes the loss jump"),
     Cause("FGD301", "FGD505", "nothing bounds the sharpness of the softmax"),
+    Cause("FGD204", "FGD505", "rows that aren't unit multiply the logits by their length once the bank is on"),
     Cause("FGD404", "FGD505", "the loss was multiplied by the accumulation"),
     Cause("FGD406", "FGD505", "a resume without Adam's moments or at the peak rate throws the run back"),
     Cause("FGD106", "FGD506", "float16 moments underflow, and Adam divides by eps"),
