@@ -25,7 +25,7 @@ from fgclip_doctor.live.recorder import Recorder
 
 Step = Callable[[], None]
 LATER = 1000
-BLOCKS = {"toy": (100, 3000), "tiny": (20, 100), "vit": (2, 8)}  # steps of a block at the start, and later
+BLOCKS = {"toy": (100, 3000), "tiny": (20, 100), "vit": (2, 20)}  # steps of a block at the start, and later
 
 
 class Towers(nn.Module):
