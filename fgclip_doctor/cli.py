@@ -111,6 +111,17 @@ Ignore = Annotated[
 Facts = Annotated[
     list[str] | None, typer.Option("--fact", metavar="NAME=VALUE", help="State what no file says, e.g. micro_batch=4.")
 ]
+Base = Annotated[Path | None, typer.Option("--base", readable=False, help="The weights that the run started from.")]
+Against = Annotated[
+    Path | None, typer.Option("--against", readable=False, help="A run that is known to be good: what differs?")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", readable=False, help="Write the report to this file.")]
+FailOn = Annotated[
+    str | None, typer.Option("--fail-on", help="Exit with 1 from here on: error (default), warning, info, never.")
+]
+Baseline = Annotated[
+    Path | None, typer.Option("--baseline", readable=False, help="Findings that were there before: set aside.")
+]
 Also = Annotated[
     list[str] | None, typer.Option("--also", metavar="FORMAT=FILE", help="Write another format, too, to a file.")
 ]
@@ -132,29 +143,19 @@ def audit(
         list[Path],  # not `readable` for typer, whose complaint takes four lines
         typer.Argument(metavar="PATH...", readable=False, help="Checkpoints, run directories, weight files."),
     ],
-    base: Annotated[
-        Path | None, typer.Option("--base", readable=False, help="The weights that the run started from.")
-    ] = None,
+    base: Base = None,
     data: Annotated[
         Path | None, typer.Option("--data", readable=False, help="What it is trained on: JSON of captions and regions.")
     ] = None,
-    against: Annotated[
-        Path | None, typer.Option("--against", readable=False, help="A run that is known to be good: what differs?")
-    ] = None,
+    against: Against = None,
     fact: Facts = None,
     output_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TEXT,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", readable=False, help="Write the report to this file.")
-    ] = None,
+    output: Output = None,
     also: Also = None,
     select: Select = None,
     ignore: Ignore = None,
-    fail_on: Annotated[
-        str | None, typer.Option("--fail-on", help="Exit with 1 from here on: error (default), warning, info, never.")
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", readable=False, help="Findings that were there before: set aside.")
-    ] = None,
+    fail_on: FailOn = None,
+    baseline: Baseline = None,
     update_baseline: Annotated[
         bool, typer.Option("--update-baseline", help="Write what is found now to the baseline, and leave with 0.")
     ] = False,
@@ -247,9 +248,7 @@ def watch(
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", readable=False, help="Write doctor/ scalars for TensorBoard here.")
     ] = None,
-    base: Annotated[
-        Path | None, typer.Option("--base", readable=False, help="The weights that the run started from.")
-    ] = None,
+    base: Base = None,
     fact: Facts = None,
     select: Select = None,
     ignore: Ignore = None,
@@ -339,26 +338,16 @@ def gate(
         bool, typer.Option("--config-only", help="Run nothing: judge and forecast from arguments and configurations.")
     ] = False,
     record: Annotated[Path | None, typer.Option("--record", readable=False, help="Where the recordings go.")] = None,
-    base: Annotated[
-        Path | None, typer.Option("--base", readable=False, help="The weights that the run started from.")
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option("--against", readable=False, help="A run that is known to be good: what differs?")
-    ] = None,
+    base: Base = None,
+    against: Against = None,
     fact: Facts = None,
     output_format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TEXT,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", readable=False, help="Write the report to this file.")
-    ] = None,
+    output: Output = None,
     also: Also = None,
     select: Select = None,
     ignore: Ignore = None,
-    fail_on: Annotated[
-        str | None, typer.Option("--fail-on", help="Exit with 1 from here on: error (default), warning, info, never.")
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", readable=False, help="Findings that were there before: set aside.")
-    ] = None,
+    fail_on: FailOn = None,
+    baseline: Baseline = None,
     update_baseline: Annotated[
         bool, typer.Option("--update-baseline", help="Write what is found now to the baseline, and leave with 0.")
     ] = False,
