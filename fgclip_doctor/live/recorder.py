@@ -44,6 +44,7 @@ from fgclip_doctor.live.subject import (
 DENSE_STEPS = 20  # of which each is looked at, so that a fault shows soon
 EVERY = 10  # then every so many, and fewer as the run gets long
 EARLY_STEPS = 60  # until which that holds whatever it costs
+SETTLING = 0.1  # seconds in which torch's own threads let go of what they hold, once, at the end
 LONG_RUN = 2000  # from `EVERY` times this many steps on, about this many looks in each doubling of the run
 BUDGET = 0.005  # of the time that passes; where looking takes a larger share, it becomes rarer
 SITE_CALLS = 16  # of one site in one step
@@ -453,12 +454,25 @@ class Recorder:
             return
         import torch.distributed.nn.functional as differentiable
 
+        self.hooks.patch(torch.distributed, "destroy_process_group", self._around_destroy)
+
         for owner, name, carries in (
             (torch.distributed, "all_gather", False),
             (torch.distributed, "all_gather_into_tensor", False),
             (differentiable, "all_gather", True),
         ):
             self.hooks.patch(owner, name, functools.partial(self._around_gather, name, carries))
+
+    def _around_destroy(self, original: Function) -> Function:
+        """Destroying a group of gloo waits, with the interpreter locked, for threads that need the lock to free what a
+        backward pass was doing: a process that ends soon after its last one hangs, and with us it does so more often.
+        """
+
+        def destroy(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(SETTLING)  # unlocks it
+            return original(*args, **kwargs)
+
+        return destroy
 
     def _around_gather(self, name: str, carries: bool, original: Function) -> Function:
         see = self.hooks.guard(self._see_gather)

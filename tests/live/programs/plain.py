@@ -135,6 +135,7 @@ def main() -> None:
     if options.out:
         torch.save({"losses": torch.stack(losses), "model": model.state_dict()}, f"{options.out}.{rank}")
     if ranks > 1:
+        dist.barrier()  # destroying a group of gloo right after a backward pass can hang, watched or not
         dist.destroy_process_group()
 
 
