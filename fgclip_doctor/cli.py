@@ -597,9 +597,9 @@ def _print(
     if output_format is Format.TEXT and output is None and sys.stdout is not None and sys.stdout.isatty():
         from rich.console import Console
 
-        from fgclip_doctor.reports import text
+        from fgclip_doctor.reports import terminal
 
-        Console().print(text.render_rich(report, verbose=verbose))
+        Console().print(terminal.render(report, verbose=verbose))
         return
     rendered = _rendered(report, run, output_format, verbose=verbose, threshold=threshold, checks=checks)
     if output is None:

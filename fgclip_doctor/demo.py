@@ -17,7 +17,8 @@ from rich.text import Text
 from fgclip_doctor.diagnosis import Report, diagnose
 from fgclip_doctor.findings import Evidence, Finding
 from fgclip_doctor.registry import Check
-from fgclip_doctor.reports.text import number, render_rich
+from fgclip_doctor.reports import terminal
+from fgclip_doctor.reports.text import number
 from fgclip_doctor.sources import load
 
 SIDE_BY_SIDE = 200  # columns: below, two reports beside each other can't be read
@@ -35,7 +36,9 @@ def demo(directory: Path, checks: Sequence[Check], console: Console) -> None:
     console.print(side_by_side(*reports, width=console.width))
     with_base = diagnose(load([_last_checkpoint(before)], base=_last_checkpoint(base)), checks)
     console.print("", Text(" what --base adds: the weights that the run as reported started from ", "bold reverse"))
-    console.print(render_rich(replace(with_base, findings=added(reports[0], with_base), detected={}, observations=())))
+    console.print(
+        terminal.render(replace(with_base, findings=added(reports[0], with_base), detected={}, observations=()))
+    )
     again = f"fgclip-doctor audit {escape(str(before))} --base {escape(str(base))}"
     console.print(f"\nThe runs are kept: try [bold]{again}[/]")
 
@@ -49,7 +52,7 @@ def added(report: Report, fuller: Report) -> tuple[Finding, ...]:
 def side_by_side(before: Report, after: Report, *, width: int) -> RenderableType:
     """Both reports, and what changed between them."""
     titled = [
-        Group(Text(title, "bold reverse"), render_rich(report))
+        Group(Text(title, "bold reverse"), terminal.render(report))
         for title, report in ((" as it was reported ", before), (" corrected ", after))
     ]
     wide = width >= SIDE_BY_SIDE

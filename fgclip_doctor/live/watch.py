@@ -20,7 +20,7 @@ from fgclip_doctor.inert import inert
 from fgclip_doctor.live import dashboard
 from fgclip_doctor.live.follow import Changes, Follower, step_of
 from fgclip_doctor.live.launcher import Command, signals_passed_to
-from fgclip_doctor.reports import text
+from fgclip_doctor.reports import terminal, text
 from fgclip_doctor.run import Run
 from fgclip_doctor.theory import LN2
 
@@ -120,7 +120,7 @@ class Watcher:
             self._line(f"nothing could be read of {self.subject}")
             return
         if self.console.is_terminal:
-            self.console.print(text.render_rich(report))
+            self.console.print(terminal.render(report))
         else:
             print(text.render(report), file=sys.stderr, end="", flush=True)
 

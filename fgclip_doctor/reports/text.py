@@ -1,33 +1,19 @@
-"""The report for people: boxes and colour on a terminal, one soft-wrapped line a finding in a pipe."""
+"""The report in a pipe or a file: each finding on one line."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.markup import escape
-from rich.padding import Padding
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from fgclip_doctor.diagnosis import Report
 from fgclip_doctor.findings import Evidence, Finding, Severity, Value
 from fgclip_doctor.inert import inert
 
-NARROW = 60  # columns, under which a table of four would break every word
-COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
-
 
 def render(report: Report, *, verbose: bool = False) -> str:
-    """Plain lines, for a pipe or a file: every finding on one line, whatever its length."""
+    """Plain lines, whatever their length."""
     lines = [f"fgclip-doctor: {inert(report.subject)}"]
     lines += [f"detected: {role}: {inert(name)}" for role, name in report.detected.items()]
-    lines += [f"observed: {_evidence_line(one)}" for one in report.observations]
+    lines += [f"observed: {evidence_line(one)}" for one in report.observations]
     lines += [finding_line(finding) for finding in report.findings]
     lines += [f"suppressed: {one.code}: {inert(one.where)}: {inert(reason)}" for one, reason in report.suppressed]
     lines += [f"stale: {inert(line)} is no longer found, and can leave the baseline" for line in report.stale]
@@ -44,7 +30,7 @@ def render(report: Report, *, verbose: bool = False) -> str:
 def finding_line(finding: Finding) -> str:
     """A finding with all its proof on one line."""
     causes = f" [explained by {', '.join(finding.explained_by)}]" if finding.explained_by else ""
-    proof = "; ".join(_evidence_line(one) for one in finding.evidence)
+    proof = "; ".join(evidence_line(one) for one in finding.evidence)
     rule = f"{finding.severity}: {finding.code} {finding.name}"
     return (
         f"{rule}: {inert(finding.where)}: {inert(finding.message)}{causes} | evidence: {proof} | "
@@ -68,18 +54,6 @@ def comparison_lines(report: Report) -> list[str]:
         values = f"{number(one.here)} here, {number(one.there)} there"
         lines.append(f"differs: {inert(one.what)}: {values} ({inert(one.why)}) [{why}]")
     return lines
-
-
-def render_rich(report: Report, *, verbose: bool = False) -> RenderableType:
-    """What a terminal shows."""
-    return Group(*_parts(report, verbose))
-
-
-def to_svg(renderable: RenderableType, *, title: str, width: int) -> str:
-    """A picture of a terminal that shows `renderable`."""
-    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(renderable)
-    return console.export_svg(title=title)
 
 
 def verdict(report: Report) -> str:
@@ -106,98 +80,10 @@ def number(value: Value) -> str:
     return f"{value:.4g}"
 
 
-def _evidence_line(evidence: Evidence) -> str:
+def evidence_line(evidence: Evidence) -> str:
+    """A measured value beside the expected one, and where it was read."""
     expected = f" (expected {number(evidence.expected)})" if evidence.expected is not None else ""
     why = f", {inert(evidence.why)}" if evidence.why else ""
     step = f" at step {evidence.step}" if evidence.step is not None else ""
     source = f" [{inert(evidence.source)}]" if evidence.source else ""
     return f"{inert(evidence.name)} = {number(evidence.value)}{expected}{step}{why}{source}"
-
-
-def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
-    yield Text.assemble(("fgclip-doctor ", "bold"), inert(report.subject))
-    if report.detected:
-        yield Text(
-            "parts found: " + ", ".join(f"{role} {inert(name)}" for role, name in report.detected.items()), "dim"
-        )
-    within = f"{report.subject}/"  # sources are shown from here on
-    if report.observations:
-        yield Padding(_Proof(report.observations, within if verbose else None), (1, 0, 0, 0))
-    for _, same in groupby(report.findings, key=lambda finding: (finding.code, finding.fix, finding.explained_by)):
-        yield Padding(_panel(tuple(same), within, verbose), (1, 0, 0, 0))
-    yield ""
-    for finding, reason in report.suppressed:
-        yield Text(f"suppressed: {finding.code} {inert(finding.where)}: {inert(reason)}", "dim")
-    for line in report.stale:
-        yield Text(f"no longer found, and can leave the baseline: {inert(line)}", "dim")
-    for note in report.notes:
-        yield Text(f"note: {inert(note)}", "dim")
-    for line in comparison_lines(report):
-        yield Text(line)
-    for code, reason in report.crashed:
-        yield Text(f"{code} crashed: {inert(reason)}", "red")
-    for problem in report.problems:
-        yield Text(f"could not be read: {inert(problem)}", "yellow")
-    if verbose:
-        for code in report.passed:
-            yield Text(f"{code} passed", "green")
-        for code, reason in report.skipped:
-            yield Text(f"{code} skipped: {inert(reason)}", "dim")
-    sound = report.passed and not (report.findings or report.crashed or report.problems)
-    style = "green" if sound else "bold"
-    yield Text(verdict(report), style)
-    folded = any(finding.explained_by for finding in report.findings)
-    if not verbose and (folded or report.skipped):
-        shows = ["the evidence of symptoms"] * folded + ["what was skipped, and why"] * bool(report.skipped)
-        yield Text(f"--verbose shows {' and '.join(shows)}", "dim")
-
-
-def _panel(same: Sequence[Finding], within: str, verbose: bool) -> RenderableType:
-    """Findings of one rule with one fix. Symptoms are folded to their messages: mend their causes first."""
-    first = same[0]
-    colour = COLOUR[first.severity]
-    body: list[RenderableType] = [Text(inert(finding.message)) for finding in same]
-    if first.explained_by:
-        body.append(Text(f"A symptom: explained by {', '.join(first.explained_by)}.", "italic"))
-    if verbose or not first.explained_by:
-        body.append(_Proof([evidence for finding in same for evidence in finding.evidence], within))
-        if first.fix:
-            body.append(Text.assemble(("Fix: ", "bold"), inert(first.fix)))
-    title = f"[bold {colour}]{first.severity} {first.code}[/] {escape(first.name)}"
-    place = f"[dim]{escape(', '.join(inert(finding.where) for finding in same))}[/]"
-    border = "dim" if first.explained_by else colour
-    return Panel(
-        Group(*body), title=title, subtitle=place, title_align="left", subtitle_align="right", border_style=border
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Proof:
-    """A table of evidence, or on a terminal that is too narrow for one, its lines."""
-
-    evidence: Sequence[Evidence]
-    within: str | None
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if options.max_width >= NARROW:
-            yield _table(self.evidence, self.within)
-        else:
-            yield from (Text(f"- {_evidence_line(one)}", "dim") for one in self.evidence)
-
-
-def _table(evidence: Sequence[Evidence], within: str | None) -> Table:
-    """Measured beside expected, and why; with `within`, also where it was read, unless that repeats."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("measured", overflow="fold", max_width=32)
-    table.add_column("value", justify="right", max_width=36, overflow="fold")
-    table.add_column("expected", justify="right", max_width=24)
-    table.add_column("why, and where it was read" if within is not None else "why", overflow="fold", style="dim")
-    last = ""
-    for one in evidence:
-        place = [inert(one.why)] if one.why else []
-        if within is not None and one.source and one.source != last:
-            place.append(inert(one.source.replace(within, "")))
-            last = one.source
-        expected = number(one.expected) if one.expected is not None else ""
-        table.add_row(Text(inert(one.name)), Text(number(one.value)), Text(expected), Text("; ".join(place)))
-    return table

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fgclip_doctor.diagnosis import Report
 from fgclip_doctor.findings import Evidence, Finding, Severity
-from fgclip_doctor.reports import json, text
+from fgclip_doctor.reports import json, terminal, text
 
 HOSTILE = "evil\x1b[2J\x1b]0;owned\x07\n\u202e[red]bold[/red] [link=file:///etc/passwd]x"
 
@@ -87,7 +87,7 @@ def test_verbose_lists_what_was_skipped_and_why() -> None:
 def test_every_width_shows_the_proof(width: int) -> None:
     console = Console(width=width, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(text.render_rich(report(FINDING), verbose=True))
+        console.print(terminal.render(report(FINDING), verbose=True))
     shown = captured.get()
     assert all(len(line) <= width for line in shown.splitlines())
     if width >= 30:
@@ -99,7 +99,7 @@ def test_nothing_from_the_run_reaches_the_terminal_alive() -> None:
     plain = text.render(report(FINDING), verbose=True)
     console = Console(width=600, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(text.render_rich(report(FINDING), verbose=True))
+        console.print(terminal.render(report(FINDING), verbose=True))
     for shown in (plain, captured.get()):
         assert "\x1b[2J" not in shown
         assert "\x1b]0;" not in shown

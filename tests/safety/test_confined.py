@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from fgclip_doctor.reports import text
+from fgclip_doctor.reports import terminal
 from tests.fuzz.events import record
 from tests.safety.audited import audited, printable
 from tests.sources.hostile import text as pickled_text
@@ -142,7 +142,7 @@ def test_names_print_inert_on_a_terminal(tmp_path: Path, width: int) -> None:
     _, report = audited(tmp_path)
     console = Console(width=width, force_terminal=True, color_system=None)
     with console.capture() as shown:
-        console.print(text.render_rich(report, verbose=True))
+        console.print(terminal.render(report, verbose=True))
     assert printable(shown.get()), ascii(shown.get())
     assert width == 40 or "logit_scale.[red]rich[/red][/]" in shown.get()
 
