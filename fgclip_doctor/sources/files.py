@@ -71,10 +71,16 @@ def read_at(descriptor: int, path: str | os.PathLike[str], offset: int, length: 
 
 
 def inside(directory: Path, name: str) -> Path:
-    """The path of `name` in `directory`, which it may not leave, through a symbolic link neither."""
+    """The path of `name` in `directory`, which it may not leave, through a symbolic link neither.
+
+    A snapshot in the cache of Hugging Face's hub consists of links into the ``blobs`` of the same repository.
+    """
     path = directory / name
     try:
-        escapes = not path.resolve().is_relative_to(directory.resolve())
+        root, target = directory.resolve(), path.resolve()
+        blobs = root.parent.parent / "blobs"
+        cached = root.parent.name == "snapshots" and target.parent == blobs and not blobs.is_symlink()
+        escapes = not (target.is_relative_to(root) or cached)
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a null byte
         raise Unreadable(directory, f"{name!r} can't be followed: {error}") from error
     if escapes:

@@ -121,6 +121,24 @@ def test_json_over_the_limit_is_not_read(tmp_path: Path) -> None:
     assert refused(path).startswith("is too large for JSON")
 
 
+def test_inside_a_snapshot_of_the_hub(tmp_path: Path) -> None:
+    snapshot, blobs, other = (tmp_path / name for name in ("snapshots/0a1b", "blobs", "other"))
+    for folder in (snapshot, blobs, other):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"x")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/file")
+    (snapshot / "outside").symlink_to("../../other/file")
+    (other / "model.safetensors").symlink_to("../blobs/file")
+    assert inside(snapshot, "model.safetensors") == snapshot / "model.safetensors"
+    for directory, name in ((snapshot, "outside"), (other, "model.safetensors")):
+        with pytest.raises(Unreadable, match="points outside"):
+            inside(directory, name)
+    blobs.rename(tmp_path / "moved")
+    blobs.symlink_to(tmp_path / "moved")
+    with pytest.raises(Unreadable, match="points outside"):
+        inside(snapshot, "model.safetensors")
+
+
 def test_inside(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     directory = tmp_path / "run"
