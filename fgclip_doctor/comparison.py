@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from math import hypot, isfinite, log2, sqrt
 from statistics import median
 
 from fgclip_doctor import events, progress
 from fgclip_doctor.diagnosis import Comparison, Difference, Report
 from fgclip_doctor.findings import Finding, Value
+from fgclip_doctor.recorded import JOINED
 from fgclip_doctor.run import Missing, Run
 from fgclip_doctor.terms import Term, terms
 
@@ -17,15 +19,22 @@ PASSING = {"global_step", "max_steps", "num_epochs"}  # how far a run got is no 
 SEEDS = 0.15  # bits by which runs that differ in their seed alone may differ, besides the noise within each
 FACTOR = 3.0  # by which a module's gradients may differ from what the others' do
 ROUNDING = 1e-3  # of the middle gradient: what is smaller in both is rounding, as is that of a key's bias, truly zero
+COARSE = {"bfloat16": 2**-7}  # the same of gradients in a type whose numbers are further apart than that
 MANY = 5  # tensors that differ in the same way are told in one line
 ACCOUNTS = (  # what a difference is of, in its words, and the codes that can account for it
-    (r"bank|queue", "FGD2"),
+    (r"bits .* candidates", "FGD"),
+    (r"bits|loss", "FGD1 FGD3 FGD404 FGD405 FGD406 FGD410 FGD505 FGD506 FGD507 FGD602 FGD603 FGD604 FGD605 FGD7 FGD8"),
+    (r"bank|queue", "FGD2 FGD401"),
+    (r"event candidates", "FGD2 FGD401 FGD408 FGD411 FGD509 FGD601 FGD804"),
+    (r"dtype", "FGD106 FGD303"),
     (r"scale|temperature", "FGD3"),
-    (r"warmup|schedule|learning.rate|accumulation|forwards|clip|grad_norm", "FGD4 FGD10"),
-    (r"loss|bits", "FGD"),
+    (r"clip|grad_norm", "FGD109 FGD111"),
+    (r"learning.rate", "FGD106 FGD107 FGD405 FGD412"),
+    (r"warmup|schedule", "FGD405 FGD406"),
+    (r"accumulation|forwards", "FGD402 FGD403 FGD404 FGD408"),
     (r"gradient", "FGD1 FGD7"),
-    (r"weights|tensor", "FGD1 FGD7 FGD2"),
-    (r"candidates|batch|regions|dataset", "FGD6 FGD5 FGD4 FGD8"),
+    (r"tensor", "FGD1 FGD7 FGD203"),
+    (r"candidates|batch|regions|dataset", "FGD408 FGD409 FGD411 FGD509 FGD6 FGD804"),
 )
 
 
@@ -55,17 +64,22 @@ def _key(finding: Finding) -> tuple[str, str]:
     return finding.code, finding.where.rpartition("/")[2]
 
 
-def _accounted(one: Difference, changed: Iterable[Finding]) -> Difference:
-    """With the findings that account for it: of the codes that can, and, where it names a thing, about that thing."""
+def _accounted(one: Difference, changed: Collection[Finding]) -> Difference:
+    """With the findings that account for it: of the codes that can, and, where it names a thing, about that thing.
+
+    A symptom is named where none of them is a cause.
+    """
     codes = next((codes.split() for pattern, codes in ACCOUNTS if re.search(pattern, one.what)), [])
     names = [word for word in re.split(r"[ ,]+", one.what) if "." in word or "_" in word or word in ("region", "hard")]
-    causes = []
+    found = []
     for finding in changed:
         text = " ".join((finding.where, finding.message, *(f"{e.name} {e.source}" for e in finding.evidence)))
         about = not names or any(name in text for name in names)
         if finding.code.startswith(tuple(codes)) and (about or one.kind in ("fact", "trajectory")):
-            causes.append(finding.code)
-    return Difference(one.kind, one.what, one.here, one.there, one.why, tuple(dict.fromkeys(causes)))
+            found.append(finding)
+    known = {finding.code for finding in changed}
+    causes = [finding for finding in found if not known.intersection(finding.explained_by)]
+    return replace(one, explained_by=tuple(dict.fromkeys(finding.code for finding in causes or found)))
 
 
 def _facts(run: Run, good: Run) -> Iterator[Difference]:
@@ -76,13 +90,13 @@ def _facts(run: Run, good: Run) -> Iterator[Difference]:
 
 
 def _clocks(run: Run, good: Run) -> Iterator[Difference]:
-    for name, of in (("forwards per optimizer step", _forwards_per_step), ("peak learning rate", _peak_rate)):
+    for name, of in (("forwards per optimizer step", _forwards_per_step), ("peak learning rate logged", _peak_rate)):
         here, there = of(run), of(good)
         if here is not None and there is not None and abs(here - there) > 0.02 * max(abs(here), abs(there)):
             yield Difference("clock", name, round(here, 6), round(there, 6), "over 2 % apart")
     here_events, there_events = ({event.kind: event.step for event in events.events(one)} for one in (run, good))
     for kind in sorted(here_events.keys() ^ there_events.keys()):
-        here, there = here_events.get(kind), there_events.get(kind)
+        here, there = here_events.get(kind, "never"), there_events.get(kind, "never")
         yield Difference("clock", f"event {kind}", here, there, "happened in one of the runs alone")
 
 
@@ -110,9 +124,12 @@ def _trajectories(run: Run, good: Run) -> Iterator[Difference]:
         end = min(int(term.series.steps.max()), int(theirs[term.name].series.steps.max()))
         (here, error), (there, other) = (_bits(one, t, end) for one, t in ((run, term), (good, theirs[term.name])))
         if abs(here - there) > SEEDS + 2 * hypot(error, other):
-            candidates = f"{term.candidates:.4g} candidates here, {theirs[term.name].candidates:.4g} there"
-            why = f"+- {2 * error:.2f} and {2 * other:.2f} around step {end}, and {SEEDS} for seeds; {candidates}"
-            yield Difference("trajectory", f"bits learnt by the {term.name} loss", round(here, 3), round(there, 3), why)
+            why = f"+- {2 * error:.2f} and {2 * other:.2f} around step {end}, and {SEEDS} for seeds"
+            counts = [one.candidates for one in (term, theirs[term.name])]
+            what = f"bits learnt by the {term.name} loss"
+            if max(counts) > JOINED * min(counts):
+                what += f" of {counts[0]:.4g} candidates, {counts[1]:.4g} there"
+            yield Difference("trajectory", what, round(here, 3), round(there, 3), why)
 
 
 def _bits(run: Run, term: Term, end: int) -> tuple[float, float]:
@@ -131,7 +148,9 @@ def _gradients(run: Run, good: Run) -> Iterator[Difference]:
         if bool(here[name]) != bool(there[name]):
             why = "a gradient reaches it in one of the runs alone"
             yield Difference("gradient", f"gradient of {name}", here[name], there[name], why)
-    noise, other = (ROUNDING * median(one.values()) if one else 0.0 for one in (here, there))
+    noise, other = (
+        _rounding(one) * median(norms.values()) if norms else 0.0 for one, norms in ((run, here), (good, there))
+    )
     ratios = {
         name: log2(here[name] / there[name])
         for name in shared
@@ -142,6 +161,12 @@ def _gradients(run: Run, good: Run) -> Iterator[Difference]:
         if abs(ratio - middle) > log2(FACTOR):
             why = f"{2**ratio:.3g} times, where the middle of {len(ratios)} parameters is {2**middle:.3g}"
             yield Difference("gradient", f"gradient of {name}", here[name], there[name], why)
+
+
+def _rounding(run: Run) -> float:
+    """The share of a gradient that is lost in the coarsest type that Adam's state is in."""
+    kinds = {state.exp_avg_sq.dtype for state in run.optimizer.states.values() if state.exp_avg_sq is not None}
+    return max((COARSE.get(kind, ROUNDING) for kind in kinds), default=ROUNDING)
 
 
 def _moments(run: Run) -> Mapping[str, float]:

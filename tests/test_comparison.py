@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from fgclip_doctor.comparison import compare
 from fgclip_doctor.diagnosis import Comparison, Report
@@ -75,13 +76,42 @@ def test_tensors_that_differ_in_the_same_way_are_one_line() -> None:
     assert differences(found)["dtype of 8 tensors"] == ("FGD106",)
 
 
-def test_a_gradient_that_is_rounding_in_both_is_no_difference() -> None:
-    one, other = trained(1), trained(2)
-    for run, size in ((one, 1e-18), (other, 1e-14)):
-        optimizer = run.optimizer
+def test_a_difference_is_accounted_for_by_causes_and_by_none_that_is_about_something_else() -> None:
+    scale_stuck = replace(ROUNDING, code="FGD303", where="logit_scale", explained_by=("FGD106",))
+    found = compare(
+        trained(1, loss=1.4, max_grad_norm=0, logit_scale_init=2.7),
+        report(ROUNDING, NEVER_ON, scale_stuck),
+        trained(2, max_grad_norm=1, logit_scale_init=4.6),
+        report(),
+    )
+    assert differences(found) == {
+        "bits learnt by the region loss": ("FGD106",),  # of as many candidates, so no bank accounts for it
+        "logit_scale_init": ("FGD303",),  # a symptom, as no cause is about scales
+        "max_grad_norm": (),
+    }
+
+
+def test_more_candidates_are_said_and_a_bank_accounts_for_them() -> None:
+    found = compare(trained(1, loss=1.4), report(NEVER_ON), trained(2, candidates=84), report())
+    assert differences(found) == {
+        "bits learnt by the region loss of 4 candidates, 84 there": ("FGD201",),
+        "candidates": (),
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share", "told"),
+    [("float32", 1e-5, False), ("float32", 4e-3, True), ("bfloat16", 4e-3, False), ("bfloat16", 4e-2, True)],
+)
+def test_a_gradient_that_is_rounding_in_both_is_no_difference(dtype: str, share: float, told: bool) -> None:
+    """What is smaller than the numbers of its type are apart is no gradient, as that of a key's bias isn't."""
+    fine, other = trained(1), trained(2)
+    for run, kind, least in ((fine, "float32", 1e-7), (other, dtype, share)):
         moments = {
-            index: runs.state(index, 200, np.full((4, 4), 1e-9), np.full((4, 4), size if index == 0 else 1e-4))
-            for index in optimizer.indices
+            index: runs.state(
+                index, 200, np.full((4, 4), 1e-9), np.full((4, 4), (least if index == 0 else 1.0) ** 2), dtype=kind
+            )
+            for index in run.optimizer.indices
         }
-        run.checkpoints = (replace(run.checkpoint, optimizer=replace(optimizer, states=moments)),)
-    assert differences(compare(one, report(), other, report())) == {}
+        run.checkpoints = (replace(run.checkpoint, optimizer=replace(run.optimizer, states=moments)),)
+    assert bool(differences(compare(fine, report(), other, report()))) == told
