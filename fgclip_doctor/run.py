@@ -59,6 +59,7 @@ FACTS: dict[str, str] = {
     "global_step": "optimizer steps done, as the trainer counts them",
     "skipped_steps": "optimizer steps that were skipped, as the trainer counts them",
     "dataset_size": "samples in the training set",
+    "steps_per_epoch": "optimizer steps in one pass over the data, as the trainer counts its epochs",
     "regions_per_sample": "region captions per image, on average",
     "candidates": "candidates per anchor; `candidates.region` and so on where the terms differ",
     "bank_size": "rows per modality in the memory bank",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import ceil, exp, floor, log, nan, sqrt
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,11 @@ def terms(run: Run) -> Iterator[Term | Missing]:
     """
     seen = list(sites(run))
     if seen:
-        yield from (_of_site(run, site) for site in seen)
+        for site in seen:
+            try:
+                yield _of_site(run, site)
+            except Missing as reason:
+                yield reason
         return
     logged = [name for name in ("global", "region", "hard", "total") if run.roles.get(f"loss.{name}") in run.series]
     if not logged:
@@ -144,14 +148,26 @@ def by_step(run: Run, site: LossSite, values: NDArray[np.floating[Any]], what: s
     return Series(f"{what} at {site.name}", steps, means, Source(run.watched.first.path, site.name))
 
 
+def candidates_at(run: Run, site: LossSite) -> Series:
+    """The candidates of a site by step, of calls whose logits are numbers: of others, nothing tells what is masked."""
+    import numpy as np
+
+    numbers = np.isfinite(site.null)
+    if not numbers.any():
+        raise Missing(f"the logits at {site.name} are not finite")
+    return by_step(run, replace(site, steps=site.steps[numbers]), site.candidates[numbers], "candidates")
+
+
 def _of_site(run: Run, site: LossSite) -> Term:
     """The scale is that at which the logits of unaligned features spread as these do, so their level is theirs."""
     import numpy as np
 
     series = by_step(run, site, site.loss, "loss")
-    before, candidates, since = _last_stretch(by_step(run, site, site.candidates, "candidates"))
-    there = site.steps >= since
-    anchors, level = float(site.anchors[there].mean()), float(np.nanmean(site.null[there]))
+    before, candidates, since = _last_stretch(candidates_at(run, site))
+    there = (site.steps >= since) & np.isfinite(site.null)
+    if candidates < 1.5:  # means of whole numbers, in float32
+        raise Missing(f"the loss at {site.name} has a single candidate")
+    anchors, level = float(site.anchors[there].mean()), float(site.null[there].mean())
     try:
         dimension = dimension_of(run)
     except Missing:
@@ -298,7 +314,7 @@ def logged_candidates(run: Run, name: str) -> Series | None:
     """The log of a term's candidates, where the training wrote one beside its loss; of a lone term, under any name."""
     site = next((one for one in sites(run) if one.name == name), None)
     if site is not None:
-        return by_step(run, site, site.candidates, "candidates")
+        return candidates_at(run, site)
     named = [key for key in run.series if "candidates" in key.lower() and run.series[key].values.size]
     own = next((run.series[key].standing for key in named if name in key.lower()), None)
     return run.series[named[0]].standing if own is None and name == "total" and len(named) == 1 else own

@@ -214,6 +214,9 @@ def _trainer_state(found: Found, path: Path) -> None:
         source = Source(str(path), "train_batch_size")
         found.facts += [Fact("micro_batch", batch, source), Fact("batch_in_use", batch, source)]
     found.trainer_step = _number(state.get("global_step"))
+    epoch = valid("num_epochs", state.get("epoch"))
+    if found.trainer_step and epoch is not None:
+        found.facts.append(Fact("steps_per_epoch", found.trainer_step / epoch, Source(str(path), "epoch")))
     found.series = trainer.series(state.get("log_history"), str(path))
 
 

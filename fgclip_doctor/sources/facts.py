@@ -20,6 +20,7 @@ LIMITS = {  # of the numbers: far beyond what a run may have, and still computed
     "global_step": (0, 1e12),
     "skipped_steps": (0, 1e12),
     "dataset_size": (1, 1e12),
+    "steps_per_epoch": (1e-3, 1e12),
     "regions_per_sample": (1e-3, 1e4),
     "candidates": (2, 1e9),
     "bank_size": (0, 1e9),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.bank import memory_bank
 from fgclip_doctor.recorded import LossSite, Recording
 from fgclip_doctor_checks.banks.bank_holds_positives import bank_holds_positives
 from tests import features, runs
@@ -22,7 +23,7 @@ def repeated(times: int, rows: int = K) -> tuple[Pairs, np.ndarray[Any, Any]]:
     ids = np.arange(K)
     ids[:rows] //= times
     later = 1e-4 * np.random.default_rng(1).standard_normal(CONE[1].shape)
-    return (CONE[0], unit(CONE[1][ids] + later)), ids
+    return (unit(CONE[0] + CONE[1][ids]), unit(CONE[1][ids] + later)), ids
 
 
 def run_of(pairs: Pairs, ids: np.ndarray[Any, Any] | None = None, **facts: Any) -> Run:
@@ -94,6 +95,35 @@ def test_quiet_on_rows_that_are_merely_close(encoder: Any) -> None:
 def test_flips_at_the_share_of_anchors() -> None:
     assert list(bank_holds_positives(run_of(repeated(2, 20)[0])))
     assert not list(bank_holds_positives(run_of(repeated(2, 18)[0])))
+
+
+def test_a_text_tower_that_tells_no_captions_apart_yet_repeats_none() -> None:
+    """At the start of a training from scratch many captions lie together, whatever the images are."""
+    (images, texts), _ = repeated(20)
+    strangers = (np.random.default_rng(4).permutation(images), texts)
+    with pytest.raises(Missing, match="no better than by luck"):
+        list(bank_holds_positives(run_of(strangers)))
+    assert list(bank_holds_positives(run_of((images, texts))))
+
+
+def test_believes_rows_from_the_bits_on_that_they_tell() -> None:
+    (images, texts), _ = repeated(20)
+    bits = memory_bank(run_of((images, texts))).retrieval().bits
+    assert list(bank_holds_positives(run_of((images, texts)), told=bits - 1e-6))
+    with pytest.raises(Missing):
+        list(bank_holds_positives(run_of((images, texts)), told=bits + 1e-6))
+
+
+def test_a_bank_that_holds_half_of_the_data_meets_its_own_anchors() -> None:
+    def run(epoch: float, **facts: Any) -> Run:
+        return run_of(CONE, steps_per_epoch=epoch, micro_batch=4, accumulation=2, max_steps=1000, **facts)
+
+    (finding,) = bank_holds_positives(run(55.5))  # 444 samples
+    assert finding.evidence[0].name == "rows to pairs in the data"
+    assert not list(bank_holds_positives(run(55.7)))
+    assert not list(bank_holds_positives(run(55.5, num_epochs=1)))  # each sample comes once
+    assert not list(bank_holds_positives(with_candidates(run(40.0), K - 1)))  # masked
+    assert list(bank_holds_positives(with_candidates(run(40.0), K)))
 
 
 def test_a_bank_to_be_filled_is_judged_by_the_size_of_the_data() -> None:

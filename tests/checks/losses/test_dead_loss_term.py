@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Finding, Missing
+from fgclip_doctor.run import Source
 from fgclip_doctor_checks.losses.dead_loss_term import dead_loss_term
 from tests import runs
 from tests.checks.losses.healthy_logs import Floats, learning, noisy
@@ -66,6 +67,16 @@ def test_fires_on_terms_that_are_swallowed() -> None:
     there = bursts()
     total = GLOBAL + np.where(there, 0.1 * REGION + 0.5 * HARD, 0.0)
     assert where(found(total, every={"region": there, "hard": there}, **TERMS)) == ["loss_region", "loss_hard"]
+
+
+def test_quiet_on_a_term_that_a_recorder_samples_beside_the_log() -> None:
+    run = runs.run(facts=FACTS, roles=ROLES, logged=[runs.series("loss", GLOBAL + REGION)])
+    looked_at = np.r_[0:20, 29, 39, 49, 59, 99, 199]
+    seen = runs.series("loss at train.py:131", REGION[looked_at], steps=looked_at)
+    run.series[seen.name] = replace(seen, source=Source("recording/rank-0.000.jsonl", "train.py:131"))
+    assert not list(dead_loss_term(run))
+    run.series[seen.name] = seen  # in the very log that has the total
+    assert list(dead_loss_term(run))
 
 
 def test_fires_on_a_term_that_is_logged_and_not_added() -> None:
