@@ -91,12 +91,13 @@ def _facts(run: Run, good: Run) -> Iterator[Difference]:
 
 def _clocks(run: Run, good: Run) -> Iterator[Difference]:
     for name, of in (("forwards per optimizer step", _forwards_per_step), ("peak learning rate logged", _peak_rate)):
-        here, there = of(run), of(good)
-        if here is not None and there is not None and abs(here - there) > 0.02 * max(abs(here), abs(there)):
-            yield Difference("clock", name, round(here, 6), round(there, 6), "over 2 % apart")
-    here_events, there_events = ({event.kind: event.step for event in events.events(one)} for one in (run, good))
-    for kind in sorted(here_events.keys() ^ there_events.keys()):
-        here, there = here_events.get(kind, "never"), there_events.get(kind, "never")
+        one, other = of(run), of(good)
+        if one is not None and other is not None and abs(one - other) > 0.02 * max(abs(one), abs(other)):
+            yield Difference("clock", name, round(one, 6), round(other, 6), "over 2 % apart")
+    ours, theirs = ({event.kind: event.step for event in events.events(one)} for one in (run, good))
+    for kind in sorted(ours.keys() ^ theirs.keys()):
+        here: Value = ours.get(kind) or "never"
+        there: Value = theirs.get(kind) or "never"
         yield Difference("clock", f"event {kind}", here, there, "happened in one of the runs alone")
 
 

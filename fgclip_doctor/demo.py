@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fgclip_doctor.comparison import compare
 from fgclip_doctor.diagnosis import Report, diagnose
 from fgclip_doctor.findings import Evidence, Finding
 from fgclip_doctor.registry import Check
@@ -25,7 +27,7 @@ SIDE_BY_SIDE = 200  # columns: below, two reports beside each other can't be rea
 
 
 def demo(directory: Path, checks: Sequence[Check], console: Console) -> None:
-    """Train both runs below `directory`, audit the last checkpoint of each, and print both reports and what changed."""
+    """Train both runs below `directory`, audit the last checkpoint of each, and compare the runs."""
     from fgclip_doctor.training import case_study  # torch: only for those who train
 
     with _progress(console) as stage:
@@ -34,13 +36,16 @@ def demo(directory: Path, checks: Sequence[Check], console: Console) -> None:
         after = case_study.corrected(base, directory / "corrected", on_step=stage("the corrected run"))
     reports = [diagnose(load([_last_checkpoint(run)]), checks) for run in (before, after)]
     console.print(side_by_side(*reports, width=console.width))
-    with_base = diagnose(load([_last_checkpoint(before)], base=_last_checkpoint(base)), checks)
-    console.print("", Text(" what --base adds: the weights that the run as reported started from ", "bold reverse"))
-    console.print(
-        terminal.render(replace(with_base, findings=added(reports[0], with_base), detected={}, observations=()))
-    )
-    again = f"fgclip-doctor audit {escape(str(before))} --base {escape(str(base))}"
-    console.print(f"\nThe runs are kept: try [bold]{again}[/]")
+    runs = [load([run], base=base) for run in (before, after)]
+    fuller, good = (diagnose(run, checks) for run in runs)
+    console.print("", Text(" what the whole run and --base add ", "bold reverse"))
+    only = replace(fuller, findings=added(reports[0], fuller), detected={}, observations=())
+    console.print(terminal.render(only))
+    console.print("", Text(" what changed, by --against ", "bold reverse"))
+    compared = compare(runs[1], good, runs[0], fuller)
+    console.print(terminal.comparison(compared, here="corrected", there="as it was reported"))
+    words = (str(after), "--against", str(before), "--base", str(base), "--format", "html", "-o", "corrected.html")
+    console.print(f"\nThe runs are kept: try [bold]fgclip-doctor audit {escape(shlex.join(words))}[/]")
 
 
 def added(report: Report, fuller: Report) -> tuple[Finding, ...]:
@@ -50,40 +55,28 @@ def added(report: Report, fuller: Report) -> tuple[Finding, ...]:
 
 
 def side_by_side(before: Report, after: Report, *, width: int) -> RenderableType:
-    """Both reports, and what changed between them."""
+    """Both reports, and what was measured in each."""
     titled = [
         Group(Text(title, "bold reverse"), terminal.render(report))
         for title, report in ((" as it was reported ", before), (" corrected ", after))
     ]
     wide = width >= SIDE_BY_SIDE
     reports = Columns(titled, width=width // 2 - 2, padding=(0, 2)) if wide else Group(titled[0], "", titled[1])
-    return Group(reports, "", Text(" what changed ", "bold reverse"), what_changed(before, after))
+    return Group(reports, "", Text(" before and after ", "bold reverse"), measured(before, after))
 
 
-def what_changed(before: Report, after: Report) -> Table:
-    """One row for each thing that was measured or found in either."""
+def measured(before: Report, after: Report) -> Table:
+    """One row for each thing that was measured in either."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for heading in ("", "as it was reported", "corrected"):
+    for heading in ("measured", "as it was reported", "corrected"):
         table.add_column(heading, overflow="fold")
     for name in dict.fromkeys(one.name for report in (before, after) for one in report.observations):
         table.add_row(name, *(_observed(report.observations, name) for report in (before, after)))
-    for code in dict.fromkeys(finding.code for report in (before, after) for finding in report.findings):
-        name = next(finding.name for report in (before, after) for finding in report.findings if finding.code == code)
-        table.add_row(f"{code} {name}", *(_found(report, code) for report in (before, after)))
     return table
 
 
 def _observed(observations: Sequence[Evidence], name: str) -> Text:
     return Text(next((number(one.value) for one in observations if one.name == name), "-"))
-
-
-def _found(report: Report, code: str) -> Text:
-    for finding in report.findings:
-        if finding.code == code:
-            return Text(finding.severity, "red" if finding.severity == "error" else "yellow")
-    if code in report.passed:
-        return Text("passed", "green")
-    return Text("skipped", "dim")
 
 
 def _last_checkpoint(run: Path) -> Path:

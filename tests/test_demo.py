@@ -21,8 +21,12 @@ def test_the_demo_names_the_faults_and_clears_the_corrected_run(tmp_path: Path) 
     console = Console(file=io.StringIO(), width=100)
     demo(tmp_path, checks, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "what changed" in shown
-    assert "FGD701 weights-left-at-init" in shown.split("what --base adds")[1], "the deeper cause"
+    assert "FGD701 weights-left-at-init" in shown.split("--base add")[1], "the deeper cause"
+    changed = shown.split("by --against")[1]
+    assert "0 findings new" in changed
+    for code in ("FGD106", "FGD201", "FGD302", "FGD401", "FGD701"):
+        assert f"fixed {code}" in changed
+    assert "bits learnt by the region loss" in changed
 
     reported = diagnose(load([tmp_path / "as-reported" / "checkpoint-160"]), checks)
     seen = {one.name: one.value for one in reported.observations}

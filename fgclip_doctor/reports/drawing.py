@@ -52,6 +52,7 @@ def figure_of(rows: int, *, height: float = 2.2, columns: int = 1) -> tuple[Figu
         one.patch.set_alpha(0)
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
         one.tick_params(colors=INK, labelsize=8)
+        one.yaxis.get_offset_text().set(size=8, color=INK)
         for spine in one.spines.values():
             spine.set_color(MUTED)
         one.xaxis.label.set_color(INK)

@@ -8,10 +8,10 @@ from importlib.resources import files
 from itertools import groupby
 
 from fgclip_doctor.diagnosis import Comparison, Difference, Report
-from fgclip_doctor.findings import Evidence, Finding
+from fgclip_doctor.findings import Evidence, Finding, Severity
 from fgclip_doctor.inert import inert
 from fgclip_doctor.reports.plots import Picture, pictures
-from fgclip_doctor.reports.text import number, verdict
+from fgclip_doctor.reports.text import by_rule, comparison_verdict, number, verdict
 from fgclip_doctor.run import Run
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # nothing is fetched, and no script runs
@@ -43,7 +43,10 @@ def text(value: str) -> str:
 
 
 def _body(report: Report, figures: Sequence[Picture]) -> Iterator[str]:
-    yield f"<header><h1>{text(report.subject)}</h1>\n<p class='verdict'>{text(verdict(report))}.</p></header>\n<main>\n"
+    yield (
+        f"<header><h1>{text(report.subject)}</h1>\n<p class='verdict'>{text(verdict(report))}.</p>\n"
+        f"{_first(report.findings)}</header>\n<main>\n"
+    )
     within = tuple(f"{subject}/" for subject in report.subject.split(", "))
     yield from _findings(report.findings, within)
     if report.comparison:
@@ -56,6 +59,15 @@ def _body(report: Report, figures: Sequence[Picture]) -> Iterator[str]:
         yield _figure(picture, within)
     yield from _rest(report)
     yield "</main>\n"
+
+
+def _first(findings: Sequence[Finding]) -> str:
+    """What to mend first, and why that."""
+    if not findings or findings[0].severity is Severity.INFO:
+        return ""
+    under = len(list(_explained(findings[0].code, [one for one in findings if one.explained_by])))
+    more = f", which explains {under} of the others" if under else ""
+    return f"<p>Mend <strong>{findings[0].code} {text(findings[0].name)}</strong> first{more}.</p>\n"
 
 
 def _findings(findings: Sequence[Finding], within: Sequence[str]) -> Iterator[str]:
@@ -136,16 +148,21 @@ def _short(value: str, within: Sequence[str]) -> str:
 
 
 def _comparison(comparison: Comparison) -> Iterator[str]:
-    yield f"<h2>Against {text(comparison.against)}</h2>\n"
+    told = comparison_verdict(comparison)
+    yield f"<h2>Against {text(comparison.against)}</h2>\n<p>{text(told[0].upper() + told[1:])}.</p>\n"
     for title, findings in (("New", comparison.new), ("Fixed", comparison.fixed), ("Unchanged", comparison.unchanged)):
-        names = ", ".join(f"{one.code} {text(one.name)} (<code>{text(one.where)}</code>)" for one in findings)
-        yield f"<p><strong>{title}:</strong> {names or 'none'}.</p>\n"
+        rules = [f"<li>{_places(rule, places)}</li>" for rule, places in by_rule(findings).items()]
+        yield f"<h3>{title}</h3>\n<ul>{''.join(rules)}</ul>\n" if rules else f"<h3>{title}: none</h3>\n"
     ordered = sorted(comparison.differences, key=lambda one: not one.explained_by)
     rows = [((one.what, one.why), number(one.here), number(one.there), _cause(one)) for one in ordered]
     if rows:
         yield _table(("differs, and why it is more than chance", "here", "there", "explained by"), rows, "versus")
     else:
         yield "<p>Nothing differs by more than chance.</p>\n"
+
+
+def _places(rule: str, places: Sequence[str]) -> str:
+    return f"{text(rule)} {', '.join(f'<code>{text(place)}</code>' for place in places)}"
 
 
 def _cause(difference: Difference) -> str:

@@ -377,7 +377,8 @@ def _changes(run: Run) -> Iterator[Picture]:
         "change as a share of the weights' size",
         none=("unmoved", "every part moved"),
     )
-    yield replace(picture, text=f"From {before.path} to {after.path}: {picture.text}")
+    ends = (before.path, after.path) if before.path != after.path else (f"step {before.step}", f"step {after.step}")
+    yield replace(picture, text=f"From {ends[0]} to {ends[1]}: {picture.text}")
 
 
 def _show_both(axes: Any, values: NDArray[Any], levels: NDArray[Any]) -> None:

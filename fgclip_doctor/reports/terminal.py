@@ -14,10 +14,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from fgclip_doctor.diagnosis import Report
+from fgclip_doctor.diagnosis import Comparison, Report
 from fgclip_doctor.findings import Evidence, Finding, Severity
 from fgclip_doctor.inert import inert
-from fgclip_doctor.reports.text import comparison_lines, evidence_line, number, verdict
+from fgclip_doctor.reports.text import by_rule, comparison_verdict, evidence_line, number, verdict
 
 NARROW = 60  # columns, under which a table of four would break every word
 COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
@@ -26,6 +26,21 @@ COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blu
 def render(report: Report, *, verbose: bool = False) -> RenderableType:
     """What a terminal shows."""
     return Group(*_parts(report, verbose))
+
+
+def comparison(compared: Comparison, *, here: str = "here", there: str = "there") -> RenderableType:
+    """What was mended, what is new, and what differs, with the columns of both runs called as is said."""
+    parts: list[RenderableType] = [Text(comparison_verdict(compared), "bold")]
+    for title, colour, findings in (("fixed", "green", compared.fixed), ("new", "red", compared.new)):
+        for rule, places in by_rule(findings).items():
+            parts.append(Text.assemble((f"{title} ", colour), f"{rule}: {', '.join(map(inert, places))}"))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("differs", there, here, "explained by"):
+        table.add_column(heading, overflow="fold")
+    for one in sorted(compared.differences, key=lambda one: not one.explained_by):
+        causes = Text(", ".join(one.explained_by)) if one.explained_by else Text("unexplained", "dim")
+        table.add_row(Text(inert(one.what)), Text(number(one.there)), Text(number(one.here)), causes)
+    return Group(*parts, table) if compared.differences else Group(*parts)
 
 
 def to_svg(renderable: RenderableType, *, title: str, width: int) -> str:
@@ -53,8 +68,8 @@ def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
         yield Text(f"no longer found, and can leave the baseline: {inert(line)}", "dim")
     for note in report.notes:
         yield Text(f"note: {inert(note)}", "dim")
-    for line in comparison_lines(report):
-        yield Text(line)
+    if report.comparison:
+        yield comparison(report.comparison)
     for code, reason in report.crashed:
         yield Text(f"{code} crashed: {inert(reason)}", "red")
     for problem in report.problems:

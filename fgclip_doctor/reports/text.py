@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-from fgclip_doctor.diagnosis import Report
+from fgclip_doctor.diagnosis import Comparison, Report
 from fgclip_doctor.findings import Evidence, Finding, Severity, Value
 from fgclip_doctor.inert import inert
 
@@ -38,22 +39,35 @@ def finding_line(finding: Finding) -> str:
     )
 
 
+def by_rule(findings: Iterable[Finding]) -> dict[str, list[str]]:
+    """The places of findings under the code and the name of their rule."""
+    places: dict[str, list[str]] = {}
+    for one in findings:
+        places.setdefault(f"{one.code} {one.name}", []).append(one.where)
+    return places
+
+
 def comparison_lines(report: Report) -> list[str]:
     """What differs from the good run, a line each: what no finding accounts for last, and said to be so."""
     if report.comparison is None:
         return []
     comparison = report.comparison
-    lines = [
-        f"against {inert(comparison.against)}: {_many(len(comparison.new), 'finding')} new, {len(comparison.fixed)} "
-        f"fixed, {len(comparison.unchanged)} unchanged; {_many(len(comparison.differences), 'difference')}, "
-        f"{len(comparison.unexplained)} unexplained"
-    ]
+    lines = [comparison_verdict(comparison)]
     lines += [f"fixed: {one.code} {one.name}: {inert(one.where)}" for one in comparison.fixed]
     for one in sorted(comparison.differences, key=lambda one: not one.explained_by):
         why = f"explained by {', '.join(one.explained_by)}" if one.explained_by else "unexplained"
         values = f"{number(one.here)} here, {number(one.there)} there"
         lines.append(f"differs: {inert(one.what)}: {values} ({inert(one.why)}) [{why}]")
     return lines
+
+
+def comparison_verdict(comparison: Comparison) -> str:
+    """What a comparison came to, in a sentence."""
+    return (
+        f"against {inert(comparison.against)}: {_many(len(comparison.new), 'finding')} new, {len(comparison.fixed)} "
+        f"fixed, {len(comparison.unchanged)} unchanged; {_many(len(comparison.differences), 'difference')}, "
+        f"{len(comparison.unexplained)} unexplained"
+    )
 
 
 def verdict(report: Report) -> str:
