@@ -205,7 +205,7 @@ def _row(candidates: int, scale: float, dimension: int) -> _Row:
     logits, weights = _logits(scale, dimension)
     top = min(scale, _TAIL * sigma)
     y = np.arange(-top - 5, top + log(candidates) + 40, _STEP)
-    exceed = -np.expm1(-np.exp(logits - y[:, None]))  # (Y, Z): P(z + Gumbel > y)
+    exceed = -np.expm1(-np.exp(np.minimum(logits - y[:, None], 700.0)))  # (Y, Z): P(z + Gumbel > y)
     log_f = np.log1p(-np.minimum(exceed @ weights, 1 - 1e-16))  # (Y,): ln F, exact where F is nearly 1
     centre = log(candidates) + min(sigma**2 / 2, sigma * sqrt(2 * log(candidates)))
     gumbel = np.exp(-np.exp(np.minimum(centre - y, 700.0)))
