@@ -65,8 +65,9 @@ class Report:
         """0, 1 or 2 as the contract has it; `fail_on` None never fails on a finding."""
         if self.crashed or not (self.findings or self.passed or self.suppressed):
             return 2  # silence is never a pass: a check that crashed or nothing that could be checked
-        failing = fail_on is not None and any(finding.severity.at_least(fail_on) for finding in self.findings)
-        return int(failing)
+        if fail_on is not None and any(finding.severity.at_least(fail_on) for finding in self.findings):
+            return 1
+        return 2 if self.problems else 0  # nor is what could not be read
 
 
 def diagnose(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -102,6 +103,9 @@ def test_exit_codes() -> None:
     assert diagnose(RUN, [error]).exit_code(Severity.ERROR) == 1
     assert diagnose(RUN, [error]).exit_code(None) == 0
     assert diagnose(RUN, [blind]).exit_code(Severity.ERROR) == 2, "nothing could be checked"
+    torn = replace(RUN, problems=["model.safetensors: may be truncated"])
+    assert diagnose(torn, [quiet]).exit_code(Severity.ERROR) == 2, "what could not be read is no pass"
+    assert diagnose(torn, [error]).exit_code(Severity.ERROR) == 1
 
 
 def test_thresholds_reach_the_check_by_code_and_by_name() -> None:

@@ -65,7 +65,7 @@ def _run(path: Path, points: Iterable[Point], parameters: dict[str, str], proble
     stated = {name.replace("/", "."): typed(value) for name, value in parameters.items()}
     run.facts = {fact.name: fact for fact in trainer.arguments(stated, str(path))}
     if left_out:
-        run.problems.append(str(Unreadable(path, f"{left_out:,} values over the limit were left out")))
+        run.notes.append(f"{path}: {left_out:,} values over the limit were left out")
     return run
 
 

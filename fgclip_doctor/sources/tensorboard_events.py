@@ -231,12 +231,21 @@ class EventFile:
             yield Unreadable(
                 self.path, f"holds {self.long:,} records of over {MAX_RECORD:,} bytes, which were passed over"
             )
+        if self.torn and not self.rows:
+            yield Unreadable(self.path, self.torn)
+
+    def notes(self) -> Iterator[str]:
+        """What is no fault of the file: a run that was killed or is under way leaves half a record behind."""
         if self.left_out:
-            yield Unreadable(
-                self.path, f"has tags over the limit of {MAX_TAGS:,}; {self.left_out:,} scalars were left out"
-            )
-        if self.problem is None and self.offset < self.size and self.lost <= MAX_DAMAGE:
-            yield Unreadable(self.path, f"ends in the middle of a record, or in damage, from byte {self.offset:,} on")
+            yield f"{self.path}: has tags over the limit of {MAX_TAGS:,}; {self.left_out:,} scalars were left out"
+        if self.torn and self.rows:
+            yield f"{self.path}: {self.torn}"
+
+    @property
+    def torn(self) -> str:
+        if self.problem is not None or self.offset >= self.size or self.lost > MAX_DAMAGE:
+            return ""
+        return f"ends in the middle of a record, or in damage, from byte {self.offset:,} on"
 
     def facts(self) -> Iterator[Fact]:
         """What the texts and the hyperparameters in the file say of the configuration."""
@@ -282,6 +291,7 @@ class EventLog:
         parts: list[_Part] = []
         for file in files:
             run.problems += [str(problem) for problem in file.problems()]
+            run.notes += file.notes()
             if file.rows:
                 _join(parts, file)
         for file in reversed(files):  # the latest launch says what the run is now

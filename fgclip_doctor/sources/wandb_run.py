@@ -123,6 +123,7 @@ class _History:
     rows: LoggedRows = field(default_factory=LoggedRows)
     settings: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    torn: bool = False
     known: dict[bytes, str | None] = field(default_factory=dict)  # the encoded key of an item: its name
 
     def read(self, path: Path) -> None:
@@ -142,8 +143,7 @@ class _History:
         ):
             if count:
                 self.problems.append(str(Unreadable(path, f"{count:,} {what}")))
-        if damage.torn:
-            self.problems.append(str(Unreadable(path, "ends in the middle of a record")))
+        self.torn |= damage.torn
 
     def _record(self, data: bytes) -> None:
         for number, wire, start, end in fields(data, 0, len(data)):
@@ -332,8 +332,10 @@ def _files(files: Path, history: _History) -> None:
 
 def _run(path: Path, history: _History) -> Run:
     run = Run(str(path), problems=history.problems, series=history.rows.series(str(path)))
+    if history.torn:  # as a run that was killed or is under way leaves it
+        run.notes.append(f"{path}: ends in the middle of a record")
     for fact in trainer.arguments(history.settings, str(path)):
         run.facts.setdefault(fact.name, fact)
     if history.rows.left_out:
-        run.problems.append(str(Unreadable(path, f"{history.rows.left_out:,} values over the limit were left out")))
+        run.notes.append(f"{path}: {history.rows.left_out:,} values over the limit were left out")
     return run

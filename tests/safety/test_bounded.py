@@ -42,7 +42,7 @@ for path in sys.argv[1:]:
         run, report = audited(Path(path))
         for checkpoint in run.checkpoints:
             [tensor.statistics for tensor in checkpoint.tensors.values()]
-        said += [*report.problems, f"{{len(run.series)}} series"]
+        said += [*report.problems, *report.notes, f"{{len(run.series)}} series"]
     except Missing as error:
         said.append(str(error))
 # getrusage's maximum would count what the parent held when it forked
