@@ -6,7 +6,9 @@ learning rates, scales, the losses of each site) is in `Run.series` too, so chec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+PLACE = re.compile(r"(?P<loss>[^<]+) < (?P<caller>[^<#]+?)(?P<number>(?: #\d+)?)")  # as a recorder names a site
 JOINED = 1.25  # times as many candidates: a smaller change is the last batch of an epoch, or of regions that differ
 
 
@@ -160,3 +163,20 @@ class Recording:
     @property
     def first(self) -> Rank:
         return self.ranks[0]
+
+
+def short_names(places: Iterable[str]) -> dict[str, str]:
+    """Each place of a loss, as ``losses.py:44 < losses.py:96 #2``, by the line that alone tells it from the others.
+
+    That is the line of the loss, or where several callers share it that of the caller: ``losses.py:96 #2``.
+    """
+    found = {place: match for place in places if (match := PLACE.fullmatch(place))}
+    callers: dict[str, set[str]] = {}
+    for match in found.values():
+        callers.setdefault(match["loss"], set()).add(match["caller"])
+    short = {
+        place: match["loss" if len(callers[match["loss"]]) == 1 else "caller"] + match["number"]
+        for place, match in found.items()
+    }
+    taken = Counter(short.values())
+    return {place: name for place, name in short.items() if taken[name] == 1}

@@ -19,7 +19,18 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fgclip_doctor.recorded import Columns, Gather, LossSite, Parameter, Rank, Reach, Recording, State, Unsaved
+from fgclip_doctor.recorded import (
+    Columns,
+    Gather,
+    LossSite,
+    Parameter,
+    Rank,
+    Reach,
+    Recording,
+    State,
+    Unsaved,
+    short_names,
+)
 from fgclip_doctor.run import (
     Checkpoint,
     Fact,
@@ -153,6 +164,10 @@ class Reader:
         problems += [str(Unreadable(Path(rank.path), rank.off)) for rank in ranks if rank.off]
         if first.version > VERSION:
             problems.append(str(Unreadable(self.path, f"written in version {first.version}, read as {VERSION}")))
+        sites = [site for rank in ranks for site in rank.sites.values()]
+        short = short_names(site.name for site in sites)
+        for site in sites:
+            site.short = short.get(site.name, site.name)
         run = Run(str(self.path), problems=problems)
         run.recording = Recording(
             tuple(rank.seen() for rank in ranks), max(rank.clocks.get("steps", 0) for rank in ranks)
@@ -185,6 +200,7 @@ class _Column:
 class _Site:
     name: str
     kind: str
+    short: str = ""  # what it goes by beside the sites of all ranks
     rows: list[tuple[float, ...]] = field(default_factory=list)
     gradient: bool = True
     reach: Reach | None = None
@@ -504,7 +520,7 @@ def _loss_site(site: _Site) -> LossSite:
     else:
         targets = "constant" if lowest == highest else "other"
     return LossSite(
-        site.name,
+        site.short or site.name,
         site.kind,
         targets,
         int(first) if targets in ("diagonal", "shifted") else 0,
