@@ -84,7 +84,7 @@ def test_junit_is_read_with_its_counts() -> None:
 
 
 def schema() -> dict[str, Any]:
-    schema: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures/sarif-2.1.0-rtm.5.json").read_text("utf-8"))
+    schema: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures/sarif-2.1.0-errata01.json").read_text("utf-8"))
     return schema
 
 
