@@ -34,6 +34,28 @@ def test_a_place_is_the_file_and_line_of_the_first_proof(tmp_path: Path, monkeyp
     assert place(stated, report()) == ("runs/exp7", None)
 
 
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        ("python train.py --lr 1e-3", "train.py"),
+        ("torchrun --nproc-per-node 2 train.py --config=conf/smoke.toml", "conf/smoke.toml"),
+        ("python other.py, python train.py", "train.py"),
+        ("python 'gone.py", "rec/rank-0.000.jsonl"),
+        ("python gone.py \0.py /etc/hosts.py", "rec/rank-0.000.jsonl"),
+    ],
+)
+def test_what_a_command_was_seen_to_do_stands_at_what_people_can_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subject: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    for name in ("train.py", "conf/smoke.toml", "other.py"):
+        (tmp_path / name).touch()
+    proof = (Evidence(name="n", value=1, source="rec/rank-0.000.jsonl: scale"),)
+    recorded = replace(PLAIN, where="python train.py: scale", evidence=proof)  # of several commands, one
+    assert place(recorded, replace(report(), subject=subject)) == (expected, None)
+
+
 # What a runner of GitHub Actions makes of a line: github.com/actions/runner, ActionCommand.TryParseV2
 ANNOTATION = re.compile(r"::(?P<command>\w+)(?: (?P<properties>[^:]*(?:%3A[^:]*)*))?::(?P<message>.*)")
 
@@ -84,7 +106,9 @@ def test_junit_is_read_with_its_counts() -> None:
 
 
 def schema() -> dict[str, Any]:
-    schema: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures/sarif-2.1.0-errata01.json").read_text("utf-8"))
+    schema: dict[str, Any] = json.loads(
+        (Path(__file__).parent / "fixtures/sarif-2.1.0-errata01.json").read_text("utf-8")
+    )
     return schema
 
 
