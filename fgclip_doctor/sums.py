@@ -44,12 +44,17 @@ def total_of(run: Run) -> Series:
 
 
 def parts_of(run: Run) -> list[Series]:
-    """The logged training losses besides the total, each once."""
+    """The logged training losses besides the total, each once.
+
+    Where there is a total, without what a recorder sampled at steps of its own: the terms that were logged are those.
+    """
     total = run.roles.get("loss.total")
+    sampled = run.recording.first.path if run.recording and total in run.series else None
     return [
         one.standing
         for name, one in run.series.items()
         if name != total
+        and one.source.path != sampled
         and "loss" in name.lower()
         and not HELD_OUT.search(name.lower())
         and not NO_TERM.search(name.lower())

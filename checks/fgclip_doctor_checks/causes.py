@@ -37,6 +37,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD110", "FGD201", "code that asks for self.training never runs"),
     Cause("FGD201", "FGD202", "rows that nothing was written to are as they were made"),
     Cause("FGD603", "FGD204", "a box of no area gives a zero row"),
+    Cause("FGD506", "FGD204", "features that are no numbers leave rows that are none"),
     Cause("FGD602", "FGD206", "captions that repeat in the data repeat in the bank"),
     Cause("FGD205", "FGD207", "rows that the ring never comes back to grow old", case="still"),
     Cause("FGD208", "FGD207", "a ring that only one rank's rows go round turns too slowly", case="still"),

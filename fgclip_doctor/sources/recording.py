@@ -8,6 +8,7 @@ recorded of the model (names, shapes, small tensors and banks with their values)
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import os
@@ -548,6 +549,7 @@ def _tensor(
 
     measure: Callable[[], Statistics] = missing
     value: Callable[[], np.ndarray[Any, Any]] = missing
+    digest: Callable[[], str] = missing
     if values is not None and values.shape == shape:
         known = values
 
@@ -557,9 +559,12 @@ def _tensor(
         def of() -> np.ndarray[Any, Any]:
             return known
 
-        measure, value = measured, of
+        def hashed() -> str:
+            return hashlib.sha256(known.tobytes()).hexdigest()
+
+        measure, value, digest = measured, of, hashed
     size = math.prod(shape) * 4
-    return Tensor(name, shape, dtype, source, measure=measure, read=value, digest=missing, nbytes=size)
+    return Tensor(name, shape, dtype, source, measure=measure, read=value, digest=digest, nbytes=size)
 
 
 def _statistics(values: np.ndarray[Any, Any]) -> Statistics:

@@ -17,8 +17,7 @@ def dead_loss_term(run: Run, *, rows: int = 20, share: float = 0.05) -> Iterator
     term that an exception takes out (try, except, pass) leaves its heads without a gradient in just those steps.
     Evidence: a log of the total and its terms, at `rows` steps or more: a term that never changes though it was printed
     finely enough; a constant that is left when the total is written as the weighted sum of its terms, to within
-    rounding; a term that has no record, in the log that has the total, or no part in the total, at a `share` of the
-    steps.
+    rounding; a term that has no record, or no part in the total, at a `share` of the steps.
     Benign: a term that is 0 throughout, which is switched off; terms that are logged less often; few decimal places;
     batches without any region, which small ones may often be.
     Fix: log every term unweighted, with its candidates and how often it was computed; remove bare excepts around the
@@ -78,8 +77,7 @@ def _swallowed(run: Run, parts: list[Series], share: float) -> Iterator[Finding]
     except Missing:
         return
     anchors = run.number("micro_batch", 0.0) * run.number("regions_per_sample", 1.0) * run.number("accumulation", 1.0)
-    beside = [one for one in parts if one.source.path == total.source.path]  # a recorder samples, at steps of its own
-    for one in beside:
+    for one in parts:
         at = np.unique(total.steps[(total.steps >= one.steps.min()) & (total.steps <= one.steps.max())])
         there = np.isin(at, one.steps)
         gaps = np.diff(np.flatnonzero(there))

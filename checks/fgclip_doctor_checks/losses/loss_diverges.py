@@ -23,7 +23,9 @@ class Loss:
 
 
 @check("FGD505", "loss-diverges", Severity.ERROR)
-def loss_diverges(run: Run, *, lost: float = 0.5, least: float = 0.5, errors: float = 8.0) -> Iterator[Finding]:
+def loss_diverges(
+    run: Run, *, lost: float = 0.5, least: float = 0.5, errors: float = 8.0, early: int = 50
+) -> Iterator[Finding]:
     """A loss term has risen for good, by more than its yardstick moved: what was learnt is lost.
 
     Why: a learning rate too high, one bad batch without clipping, a scale without a cap or a resume without its
@@ -32,8 +34,9 @@ def loss_diverges(run: Run, *, lost: float = 0.5, least: float = 0.5, errors: fl
     the last one, which lie `least` nats, a share `lost` of what was learnt by then and `errors` errors apart, with
     nothing at its old level again. Candidates, scale, bank or learning rate that changed at the rise, as logged,
     declared or stated, explain a rise up to half as large again as the one they predict.
-    Benign: a single low value or a single spike; the start; a bank that comes on and fills; cosine restarts; a loss
-    scaled by the accumulation (FGD404). Harder data from some step on look the same: declare the change.
+    Benign: a single low value or a single spike; the start; a bank that comes on and fills, and one that is on in the
+    first `early` steps, whose rows are told by their age while features move fast; cosine restarts; a loss scaled by
+    the accumulation (FGD404). Harder data from some step on look the same: declare the change.
     Fix: go back to the checkpoint before the step that is named, halve the learning rate, and clip gradients at 1.
     Sources: Wortsman et al. 2023, "Stable and low-precision training for large-scale vision-language models", section 3
     (loss spikes); fgclip_doctor.theory (how far a bank moves the null level).
@@ -45,6 +48,8 @@ def loss_diverges(run: Run, *, lost: float = 0.5, least: float = 0.5, errors: fl
             continue
         judged += 1
         size = found.end - found.low
+        if found.since < early and course.term is not None and course.term.candidates > 2 * course.term.anchors:
+            continue
         if size < max(least, lost * found.learnt, errors * found.error) or _explained(run, course, found):
             continue
         bits = min(size, found.learnt) / theory.LN2 if course.term else size / theory.LN2

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.run import Series, Tensor
+from fgclip_doctor.terms import sites
 from fgclip_doctor_checks.causes import explaining
 
 MASK = re.compile(r"mask", re.IGNORECASE)  # attention masks hold -inf on purpose
@@ -16,8 +17,9 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
 
     Why: one NaN in a gradient makes every weight NaN with the next update, and nothing raises. transformers' Trainer
         puts the running mean for a NaN loss by default (logging_nan_inf_filter), so its log goes on with 0.0.
-    Evidence: weights with NaN or infinite values; a loss that is not finite in its last `tail` records; a loss of
-        exactly 0.0 beside a gradient norm that is not finite in as many, or in all that there are.
+    Evidence: weights with NaN or infinite values; a loss, logged or recorded where it is computed, that is not finite
+        in its last `tail` records; a loss of exactly 0.0 beside a gradient norm that is not finite in as many, or in
+        all that there are.
     Benign: infinities in attention masks; single records without a value, of a term that a batch had nothing for; a
         gradient norm that overflows while a GradScaler finds its scale; a true 0.0, whose gradient norm is finite.
     Fix: go back to the last sound checkpoint, set logging_nan_inf_filter=False, stop the run on a loss that is not
@@ -51,8 +53,9 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
             explained_by=explaining("FGD506"),
         )
     norms = run.series.get("grad_norm")
-    for role, name in run.roles.items():
-        series = run.series.get(name) if role.startswith("loss.") else None
+    logged = [name for role, name in run.roles.items() if role.startswith("loss.")]
+    for name in (*logged, *(f"loss at {site.name}" for site in sites(run))):
+        series = run.series.get(name)
         if series is None or not series.values.size:
             continue
         last = series.values[-tail:]
@@ -82,7 +85,11 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
 def _broken(tensor: Tensor) -> bool:
     if not tensor.dtype.startswith(("float", "bfloat")) or not tensor.size:
         return False
-    return tensor.statistics.nans > 0 or (tensor.statistics.infs > 0 and not MASK.search(tensor.name))
+    try:
+        found = tensor.statistics
+    except Missing:  # a recording has the values of small tensors, and of the others their names
+        return False
+    return found.nans > 0 or (found.infs > 0 and not MASK.search(tensor.name))
 
 
 def _not_finite_at(norms: Series, series: Series, tail: int) -> bool:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Finding, Missing
+from fgclip_doctor.recorded import Recording
 from fgclip_doctor.run import Source
 from fgclip_doctor_checks.losses.dead_loss_term import dead_loss_term
 from tests import runs
 from tests.checks.losses.healthy_logs import Floats, learning, noisy
+from tests.watched_ranks import rank
 
 ROLES = {"loss.total": "loss", "loss.global": "loss_global", "loss.region": "loss_region", "loss.hard": "loss_hard"}
 FACTS = {"micro_batch": 16, "accumulation": 1, "regions_per_sample": 2.0}
@@ -73,8 +75,10 @@ def test_quiet_on_a_term_that_a_recorder_samples_beside_the_log() -> None:
     run = runs.run(facts=FACTS, roles=ROLES, logged=[runs.series("loss", GLOBAL + REGION)])
     looked_at = np.r_[0:20, 29, 39, 49, 59, 99, 199]
     seen = runs.series("loss at train.py:131", REGION[looked_at], steps=looked_at)
-    run.series[seen.name] = replace(seen, source=Source("recording/rank-0.000.jsonl", "train.py:131"))
-    assert not list(dead_loss_term(run))
+    run.recording = Recording((rank(0),), 200)
+    run.series[seen.name] = replace(seen, source=Source(run.recording.first.path, "train.py:131"))
+    with pytest.raises(Missing):
+        list(dead_loss_term(run))
     run.series[seen.name] = seen  # in the very log that has the total
     assert list(dead_loss_term(run))
 

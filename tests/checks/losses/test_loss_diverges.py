@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,17 @@ def test_a_bank_of_known_size_explains_its_jump_without_a_word() -> None:
     values = np.where(np.arange(200) < 100, 1.5, 5.05) + 0.05 * np.random.default_rng(0).standard_normal(200)
     assert not found(run(values, facts=facts))
     assert found(run(values, facts={**facts, "bank_size": 4, "candidates": 8}))
+
+
+@pytest.mark.parametrize(("low", "expected"), [(45, 0), (55, 1)])
+def test_a_bank_that_is_on_while_features_move_fast_is_no_merit(low: int, expected: int) -> None:
+    """Rows of an encoder that was another one a moment ago are told by their age, and the loss is low for it."""
+    values = np.where(np.arange(1, 101) <= low, 1.0, 9.0)
+    made = run(noisy(np.random.default_rng(0), values, 0.05), facts={"bank_size": 100, "candidates": 132})
+    assert len(found(made)) == expected
+    del made.facts["bank_size"]
+    made.facts["candidates"] = replace(made.facts["candidates"], value=32)
+    assert found(made)
 
 
 def test_flips_at_the_threshold() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 import pytest
 
 from fgclip_doctor import Missing
 from fgclip_doctor_checks.losses.loss_not_finite import loss_not_finite
 from tests import runs
+from tests.watched_ranks import rank, site, watched
 
 SOUND = np.linspace(2, 1, 20)
 ROLES = {"loss.total": "loss"}
@@ -46,6 +49,22 @@ def test_flips_at_the_third_record_in_a_row(value: float, count: int, expected: 
 def test_a_clean_zero_beside_a_gradient_norm_that_is_not_finite(count: int, expected: int) -> None:
     found = logged(ending(SOUND, 0.0, count), ending(SOUND, np.nan, count))
     assert len(found) == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, 0), (3, 1)])
+def test_a_recorded_loss_that_is_not_finite(count: int, expected: int) -> None:
+    """A recording has no values of large weights, and yet those of its losses."""
+    loss = ending(SOUND, np.nan, count)
+    run = watched(rank(0, site(loss=loss, calls=20)))
+    run.series["loss at loss.py:12"] = runs.series("loss at loss.py:12", loss)
+    weights = runs.checkpoint({"w": np.ones(4)})
+    weights.tensors["w"]._measure = unknown
+    run.checkpoints = (weights,)
+    assert len(list(loss_not_finite(run))) == expected
+
+
+def unknown() -> NoReturn:
+    raise Missing("the recording holds no values of w")
 
 
 def test_a_true_zero_has_a_finite_gradient_norm() -> None:
