@@ -48,7 +48,7 @@ def loss_diverges(
             continue
         judged += 1
         size = found.end - found.low
-        if found.since < early and course.term is not None and course.term.candidates > 2 * course.term.anchors:
+        if found.half < early and course.term is not None and course.term.candidates > 2 * course.term.anchors:
             continue
         if size < max(least, lost * found.learnt, errors * found.error) or _explained(run, course, found):
             continue
