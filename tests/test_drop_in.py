@@ -63,6 +63,7 @@ def test_the_action_judges_a_command_as_its_inputs_say(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=200,
     )
     assert done.returncode == 1, done.stderr
     assert re.search(r"^::error file=.*title=FGD103", done.stdout, re.MULTILINE)
@@ -103,7 +104,7 @@ def test_the_slurm_prologue_trains_only_after_the_gate(tmp_path: Path, gate: int
     (script,) = blocks("bash")
     body = f'echo "$@" >> {tmp_path}/called; [ "$1" = gate ] && exit {gate}; exit 0'
     environment = scripts_on_path(tmp_path, {"fgclip-doctor": body}) | {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2"}
-    done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, check=False)
+    done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, check=False, timeout=60)
     called = (tmp_path / "called").read_text().splitlines()
     assert [line.split()[0] for line in called] == (["gate", "watch"] if trains else ["gate"])
     assert done.returncode == gate
@@ -124,7 +125,9 @@ def test_the_configuration_of_the_page_is_read(tmp_path: Path) -> None:
 def test_the_examples_record_themselves(tmp_path: Path, name: str) -> None:
     shutil.copy(ROOT / "examples" / f"{name}.py", tmp_path)
     program = f"import torch; torch.set_num_threads(1); import {name}; {name}.main('run', steps=12)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     (said,) = re.findall(r"now: fgclip-doctor (.*)", done.stdout)
     audit = subprocess.run(
@@ -133,6 +136,7 @@ def test_the_examples_record_themselves(tmp_path: Path, name: str) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=200,
     )
     assert audit.returncode == 0, audit.stdout
     assert "error:" not in audit.stdout

@@ -84,7 +84,7 @@ def training(tmp_path: Path) -> Path:
 
 def gate(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fgclip_doctor", "gate", "--record", str(tmp_path / "rec"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=180)
 
 
 def report(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any], dict[str, list[dict[str, Any]]]]:
@@ -105,9 +105,8 @@ def skipped(parsed: dict[str, Any]) -> dict[str, str]:
 
 def test_a_bank_that_is_saved_goes_on_after_a_resume(tmp_path: Path, training: Path) -> None:
     again = f"{sys.executable} {training} --bank --resume"
-    code, parsed, found = report(
-        tmp_path, "--steps", "12", "--resume", again, "--fact", "candidates=24", "--", *again.split()[:-1]
-    )
+    asked = ["--steps", "12", "--resume", again, "--fact", "candidates=24"]
+    code, parsed, found = report(tmp_path, *asked, "--", *again.split()[:-1])
     assert (code, found) == (0, {})
     assert not {"FGD114", "FGD115", "FGD203", "FGD410", "FGD411"} & skipped(parsed).keys()
 
@@ -121,28 +120,15 @@ def test_a_bank_that_is_not_saved_and_a_resume_without_its_state_fail_the_gate(t
     assert found["FGD203"][0]["where"] == "image_queue, queue_ptr, text_queue"
 
 
-@pytest.mark.parametrize(("words", "expected"), [([], set()), (["--detached"], {"FGD510"})])
-def test_one_batch_is_learnt_by_heart_unless_nothing_reaches_it(
-    tmp_path: Path, training: Path, words: list[str], expected: set[str]
-) -> None:
-    command = [sys.executable, str(training), *words]
+def test_one_batch_is_not_learnt_by_heart_where_nothing_reaches_it(tmp_path: Path, training: Path) -> None:
+    command = [sys.executable, str(training), "--detached"]
     _, parsed, found = report(tmp_path, "--steps", "14", "--overfit", "--select", "FGD510", "--", *command)
-    assert found.keys() == expected
+    assert found.keys() == {"FGD510"}
     assert skipped(parsed) == {}
 
 
-def test_an_unexpected_freeze_fails_the_gate_and_a_planned_one_does_not(tmp_path: Path, training: Path) -> None:
-    config = tmp_path / "doctor.toml"
-    config.write_text('[plan]\nfrozen = ["text_projection.*"]\n')
-    commands = ["--steps", "4", "--", sys.executable, str(training), "--frozen"]
-    code, _, found = report(tmp_path, *commands)
-    assert (code, found.keys()) == (1, {"FGD101"})
-    assert found["FGD101"][0]["where"] == "text_projection.weight"
-    (tmp_path / "rec").rename(tmp_path / "first")
-    assert report(tmp_path, "--config", str(config), *commands)[::2] == (0, {})
-
-
 def test_each_of_several_commands_is_judged_as_far_as_its_time_goes(tmp_path: Path, training: Path) -> None:
+    """The second has frozen a head, which fails the gate, unless that was planned."""
     slow = tmp_path / "slow.py"
     slow.write_text(TRAINING.replace("sleep(0.01)", "sleep(1)"))
     frozen = f"{sys.executable} {training} --frozen"
@@ -152,6 +138,11 @@ def test_each_of_several_commands_is_judged_as_far_as_its_time_goes(tmp_path: Pa
     assert found["FGD101"][0]["where"] == f"{frozen}: text_projection.weight"
     ended = [one["why"] for one in parsed["observations"] if one["name"] == "optimizer steps run"]
     assert [why.startswith("ended after --max-time") for why in ended] == [True, False]
+
+    config = tmp_path / "doctor.toml"
+    config.write_text('[plan]\nfrozen = ["text_projection.*"]\n')
+    assert report(tmp_path, str(tmp_path / "rec" / "2"))[2].keys() == {"FGD101"}
+    assert report(tmp_path, "--config", str(config), str(tmp_path / "rec" / "2"))[::2] == (0, {})
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,9 @@ class Job:
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "GITHUB_STEP_SUMMARY": str(cwd / "summary.md"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*DOCTOR, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*DOCTOR, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
 
 
 @pytest.fixture(scope="module")

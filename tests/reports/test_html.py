@@ -222,7 +222,9 @@ def test_an_audit_of_two_hundred_checkpoints_stays_small(tmp_path: Path) -> None
         (saved / "trainer_state.json").write_text(json.dumps(log))
     page = tmp_path / "report.html"
     words = ["audit", str(tmp_path / "run"), "--fact", "micro_batch=4", "--format", "html", "-o", str(page)]
-    done = subprocess.run([sys.executable, "-m", "fgclip_doctor", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "fgclip_doctor", *words], capture_output=True, text=True, check=False, timeout=200
+    )
     assert done.returncode in (0, 1), done.stderr
     assert page.stat().st_size < 5_000_000 / 4
     assert "checkpoint-100" in page.read_text("utf-8")
