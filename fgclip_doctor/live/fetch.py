@@ -22,19 +22,20 @@ class Fetcher:
         self.pending: deque[tuple[Tensor, torch.cuda.Event, Callable[[Tensor], None]]] = deque()
         self.lost = 0
 
-    def take(self, scalars: Sequence[Tensor], arrived: Callable[[list[float]], None]) -> None:
-        """`scalars`: 0-d tensors on one device. `arrived` is called with their values, now or in a later `poll`."""
-        if scalars:
-            exact = torch.float32 if scalars[0].device.type == "mps" else torch.float64
+    def take(self, scalars: Tensor | Sequence[Tensor], arrived: Callable[[list[float]], None]) -> None:
+        """`scalars`: a vector, or 0-d tensors on one device. `arrived` gets their values, now or in a later `poll`."""
+        if not len(scalars):
+            return
+        exact = torch.float32 if scalars[0].device.type == "mps" else torch.float64
+        if not isinstance(scalars, Tensor):
             alike = len({scalar.dtype for scalar in scalars}) == 1  # else each is converted by a kernel of its own
-            bundle = torch.stack([one.detach() if alike else one.detach().to(exact) for one in scalars])  # (values,)
-            bundle = bundle.to(exact)
-            self.copy(bundle, lambda values: arrived(values.tolist()))
+            scalars = torch.stack([one.detach() if alike else one.detach().to(exact) for one in scalars])  # (values,)
+        self.copy(scalars.to(exact), lambda values: arrived(values.tolist()))
 
     def copy(self, values: Tensor, arrived: Callable[[Tensor], None]) -> None:
         """`arrived` is called with a copy of `values` on the host."""
         if values.device.type != "cuda":
-            arrived(values.to("cpu", copy=True))
+            arrived(values.cpu())  # used up before it returns
             return
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)

@@ -28,10 +28,11 @@ class Hooks:
 
     def guard(self, hook: Callable[..., None]) -> Callable[..., None]:
         """`hook`, timed, never inside a compiled region, and the end of watching if it fails."""
+        is_compiling = torch.compiler.is_compiling
 
         @functools.wraps(hook)
         def guarded(*args: Any, **kwargs: Any) -> None:
-            if self.off or torch.compiler.is_compiling():
+            if self.off or is_compiling():
                 return
             outermost = self.since is None
             began = time.perf_counter()

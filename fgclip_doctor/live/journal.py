@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
+ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 MAX_BYTES = 64 << 20  # of one file; a longer recording goes on in the next
 
 
@@ -38,7 +39,10 @@ class Journal:
         """Raises `OSError` if the disk is full or the file can't be written."""
         if self.foreign:
             return
-        line = json.dumps({"kind": kind, **_finite(fields)}, separators=(",", ":"), allow_nan=False) + "\n"
+        try:
+            line = ENCODE({"kind": kind, **fields}) + "\n"
+        except ValueError:  # a number that is not finite
+            line = ENCODE({"kind": kind, **_finite(fields)}) + "\n"
         if self.size and self.size + len(line) > self.max_bytes:
             self.file.close()
             self.number += 1

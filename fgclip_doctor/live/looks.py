@@ -27,7 +27,8 @@ class Looks:
         self.subject = subject
         self.fetcher = fetcher
         self.write = write
-        self.before: list[tuple[str, Tensor]] = []  # sampled values before the step
+        self.sampled: list[str] = []  # parameters of which values were sampled before the step
+        self.before: Tensor | None = None  # those values, one parameter after the other
         self.next_rows = 1
         self.rows_at = -1
         self.structure: object = None  # of the model, as last written down
@@ -35,6 +36,7 @@ class Looks:
 
     def describe(self, step: int) -> None:
         """The parameters, groups and buffers: at the start, and again where they have changed."""
+        self.subject.walk()
         optimizers = self.subject.optimizers
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         place = {id(one): index for index, group in enumerate(groups) for one in group["params"]}
@@ -77,26 +79,23 @@ class Looks:
 
     def sample_before(self, optimizer: Optimizer) -> None:
         own = set(map(id, held(optimizer)))
-        self.before = [
-            (name, sample(one).clone())
-            for name, one in self.subject.parameters.items()
-            if id(one) in own and one.grad is not None and one.numel() > 1
-        ]
+        known = self.subject.parameters
+        self.sampled = [n for n, one in known.items() if id(one) in own and one.grad is not None and one.numel() > 1]
+        self.before = torch.cat([sample(known[name]) for name in self.sampled]).float() if self.sampled else None
 
     def updates(self, step: int) -> None:
         """How far the step moved each part, as a share of its size, at a sample of its values."""
-        known = self.subject.parameters
-        names = [name for name, _ in self.before if name in known]
-        if not names:
+        known, names, before = self.subject.parameters, self.sampled, self.before
+        self.sampled, self.before = [], None
+        if before is None or not known.keys() >= set(names):
             return
-        before = [values for name, values in self.before if name in known]
-        self.before = []
-        steps = torch._foreach_sub([sample(known[name]) for name in names], before)
-        moved = torch._foreach_norm(steps)
+        after = [sample(known[name]) for name in names]
+        lengths = [len(values) for values in after]
+        steps = torch.split(torch.cat(after).float().sub_(before), lengths)
         halves = [one for name, one in zip(names, steps, strict=True) if known[name].dtype in HALVES]
-        changed = [torch.count_nonzero(one) for one in halves]  # of those that rounding may hold still alone
-        sampled = sum(one.numel() for one in halves)
-        sizes = torch._foreach_norm(before)
+        changed = [torch.count_nonzero(torch.cat(halves))] if halves else []  # that rounding may hold still
+        sampled = sum(map(len, halves))
+        norms_of_both = torch._foreach_norm([*steps, *torch.split(before, lengths)])
 
         def arrived(values: list[float]) -> None:
             parts: dict[str, list[float]] = {}
@@ -105,14 +104,13 @@ class Looks:
                 sums[0] += values[place] ** 2
                 sums[1] += values[len(names) + place] ** 2
             ratios = {name: (a / b) ** 0.5 for name, (a, b) in parts.items() if b}
-            still = [name for place, name in enumerate(names) if values[place] == 0]
             norms = values[len(names) : 2 * len(names)]
             digest = "" if self.split else hashlib.sha256(repr(norms).encode()).hexdigest()[:16]
-            self.write("updates", step=step, ratios=ratios, unmoved=still[:SCALARS], digest=digest)
+            self.write("updates", step=step, ratios=ratios, digest=digest)
             if sampled:
-                self.write("rounding", step=step, changed=int(sum(values[2 * len(names) :])), sampled=sampled)
+                self.write("rounding", step=step, changed=int(values[-1]), sampled=sampled)
 
-        self.fetcher.take([*moved, *sizes, *changed], arrived)
+        self.fetcher.take([*norms_of_both, *changed], arrived)
 
     def scalars(self, step: int) -> None:
         """Scales, pointers, flags and counters: parameters and buffers of one element, and plain numbers of modules."""
@@ -155,7 +153,7 @@ class Looks:
             digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
             self.write("digest", step=step, values={name: digest})
 
-        self.fetcher.copy(sample(bank), arrived)
+        self.fetcher.copy(sample(bank).float(), arrived)
 
     def _rows(self, name: str, bank: Tensor, step: int) -> None:
         about: dict[str, Any] = {"name": name, "shape": list(bank.shape), "dtype": dtype(bank)}

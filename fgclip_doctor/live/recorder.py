@@ -41,13 +41,15 @@ from fgclip_doctor.live.subject import (
     unwrapped,
 )
 
-DENSE_STEPS = 20  # of which each is looked at, so that a fault shows soon
-EVERY = 10  # then every so many, and fewer as the run gets long
+DENSE_STEPS = 3  # of which each is looked at, so that a fault shows soon
+EVERY = 10  # then every so many, twice as often up to `OFTEN`, and fewer as the run gets long
+OFTEN = 20
 EARLY_STEPS = 60  # until which that holds whatever it costs
 SETTLING = 0.1  # seconds in which torch's own threads let go of what they hold, once, at the end
 LONG_RUN = 2000  # from `EVERY` times this many steps on, about this many looks in each doubling of the run
 BUDGET = 0.005  # of the time that passes; where looking takes a larger share, it becomes rarer
 SITE_CALLS = 16  # of one site in one step
+MAX_COURSE = 256  # losses of one forward
 MAX_CHANGES = 64  # of the columns at one site that are told; beyond, only each that is a quarter more or less
 CLOCKS = (
     *("forwards", "backwards", "steps", "scheduler_steps", "zero_grads"),
@@ -68,15 +70,14 @@ class Recorder:
         self.fetcher = Fetcher()
         self.clocks = dict.fromkeys(CLOCKS, 0)
         self.began = time.perf_counter()
-        self.pace = Pace(every)
         self.in_backward = 0
         self.inside_forward = 0
-        self.counted = False  # whether the call under way is one of the model
         self.inside_scheduler = 0
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.beside_first = 0  # steps of other optimizers since one of the first
         self.calls: dict[str, int] = {}  # of each site since the last step
-        self.in_forward: dict[str, int] = {}  # of each site in the forward under way
+        self.course: list[tuple[sites.Spot | None, torch.Size, str]] = []  # of a forward: from where, on what, the site
+        self.place = 0  # in the course, of the next loss of the forward under way
         self.known: dict[str, int] = {}  # sites by name
         self.columns: dict[str, tuple[int, int]] = {}  # of each site, as last told, and how often they were
         self.evaluating: dict[str, int] = {}
@@ -85,6 +86,7 @@ class Recorder:
         self.modes_at = -1
         self.saving = False  # whether something was saved since the last step
         self.dry_steps = int(os.environ.get(STEPS, "0"))
+        self.pace = Pace(every, self.dry_steps or DENSE_STEPS)
         self.state: dry.State | None = None
         self.replay = dry.Replay() if os.environ.get(OVERFIT) else None
 
@@ -98,8 +100,8 @@ class Recorder:
         hooks = self.hooks
         hooks.patch(Optimizer, "__init__", self._around_optimizer)
         hooks.patch(torch, "compile", self._around_compile)
-        hooks.undo.append(register_optimizer_step_pre_hook(self._step_hook(self._before_step)).remove)
-        hooks.undo.append(register_optimizer_step_post_hook(self._step_hook(self._after_step)).remove)
+        hooks.undo.append(register_optimizer_step_pre_hook(self._pre_hook()).remove)
+        hooks.undo.append(register_optimizer_step_post_hook(self._post_hook()).remove)
         hooks.patch(torch.autograd, "backward", self._around_backward)
         for scheduler in (LRScheduler, ReduceLROnPlateau):
             hooks.patch(scheduler, "step", self._around_scheduler)
@@ -109,7 +111,7 @@ class Recorder:
         hooks.patch(torch, "save", self._around_save)
         self._patch_collectives()
         self._patch_reentrant()
-        hooks.undo.append(sites.watch(hooks.guard(self._see_loss)))
+        hooks.undo.append(sites.watch(hooks.guard(self._see_loss), self._is_known))
         if model is not None and optimizer is not None:
             self._take(Subject([("", model)], [stepping(optimizer)]))
 
@@ -170,7 +172,9 @@ class Recorder:
 
         def backward(*args: Any, **kwargs: Any) -> Any:
             if not self.in_backward:
-                entered()
+                if self.pace.looking or self.subject is None or self.subject.called() is None:
+                    entered()
+                self.place = 0
             self.clocks["backwards"] += not self.in_backward  # reentrant checkpointing makes some inside of one
             self.in_backward += 1  # a forward in here is one that checkpointing does again
             try:
@@ -186,7 +190,6 @@ class Recorder:
         elif self.subject.gone:  # the next model of the process is not watched
             self.stop(0)
             return
-        self.in_forward.clear()
         step = self.clocks["steps"]
         if self.subject is not None and self.pace.looking and self.modes_at != step:  # once a step
             self.modes_at = step
@@ -212,15 +215,17 @@ class Recorder:
 
     def _around_call(self, original: Function) -> Function:
         """`__call__` of the model's class: counts the passes of the one model that is watched."""
-        entered = self.hooks.guard(self._enter)
+        hooks, is_compiling = self.hooks, torch.compiler.is_compiling
 
         def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():  # first of all, so that nothing of ours is traced
+            if is_compiling() or self.inside_forward or self.in_backward or hooks.off:  # the first lest we be traced
                 return original(module, *args, **kwargs)
-            self.counted = False
-            if not (self.hooks.off or self.inside_forward or self.in_backward):
-                entered(module)
-            if not self.counted:
+            try:
+                counted = self._enter(module)
+            except Exception as error:  # noqa: BLE001 - as of every hook
+                hooks.fail(error)
+                counted = False
+            if not counted:
                 return original(module, *args, **kwargs)
             if self.replay is not None and torch.is_grad_enabled():
                 args, kwargs = self._first_batch(self.replay, module, args, kwargs)
@@ -232,16 +237,19 @@ class Recorder:
 
         return called
 
-    def _enter(self, module: nn.Module) -> None:
-        if self.subject is not None and not self.subject.is_model(module):
-            return
-        self.counted = True
-        if not torch.is_grad_enabled():
-            self.clocks["evaluations"] += 1
-            return
-        self.clocks["forwards"] += 1
-        self.clocks["bypassed"] += self.subject is not None and module is not self.subject.model
-        self.in_forward.clear()
+    def _enter(self, module: nn.Module) -> bool:
+        """Whether it is the model that is called."""
+        subject, clocks = self.subject, self.clocks
+        bypassed = subject is not None and subject.called() is not module
+        if bypassed and not (subject is not None and subject.inside() is module):
+            return False
+        if torch.is_grad_enabled():
+            clocks["forwards"] += 1
+            clocks["bypassed"] += bypassed
+            self.place = 0
+        else:
+            clocks["evaluations"] += 1
+        return True
 
     def _first_batch(self, replay: dry.Replay, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:
@@ -331,12 +339,28 @@ class Recorder:
 
     # --- losses ----------------------------------------------------------------------------------------------------
 
+    def _is_known(self, logits: object, spot: sites.Spot) -> bool:
+        """Between looks: whether it is the next loss of the last forward's course again, on as many logits."""
+        if self.pace.looking:
+            return False
+        if self.in_backward or not torch.is_grad_enabled():
+            return True
+        if self.place < len(self.course) and type(logits) is Tensor:
+            expected, shape, _ = self.course[self.place]
+            if spot == expected and logits.shape == shape:
+                self.place += 1
+                return True
+        return False
+
     def _see_loss(self, call: sites.Call) -> None:
         if self.in_backward or not torch.is_grad_enabled() or self.journal is None:
             return
-        place = self.in_forward.get(call.site, 0) + 1
-        self.in_forward[call.site] = place
-        site = call.site if place == 1 else f"{call.site} #{place}"  # image to text and back are often one line
+        del self.course[self.place :]  # another course from here on
+        before = sum(site == call.site for _, _, site in self.course)
+        site = f"{call.site} #{before + 1}" if before else call.site  # image to text and back are often one line
+        if len(self.course) < MAX_COURSE:
+            self.course.append((call.spot, call.logits.shape, call.site))
+            self.place += 1
         if self.pace.looking:
             self._measure(call, site)
         if site in self.known:
@@ -381,13 +405,30 @@ class Recorder:
 
     # --- the step --------------------------------------------------------------------------------------------------
 
-    def _step_hook(self, hook: Callable[[Optimizer], None]) -> Callable[..., None]:
-        guarded = self.hooks.guard(hook)
+    def _pre_hook(self) -> Callable[..., None]:
+        hook, is_traced = self.hooks.guard(self._before_step), torch.compiler.is_dynamo_compiling
 
-        def on_step(optimizer: Optimizer, *_: Any) -> None:
-            guarded(optimizer)
+        def before(optimizer: Optimizer, *_: Any) -> None:
+            if is_traced():  # first of all, so that nothing of ours is
+                return
+            if self.pace.looking or self.saving or self.fetcher.pending or self.subject is None or self.subject.several:
+                hook(optimizer)
 
-        return on_step
+        return before
+
+    def _post_hook(self) -> Callable[..., None]:
+        hook, is_traced, clocks = self.hooks.guard(self._after_step), torch.compiler.is_dynamo_compiling, self.clocks
+
+        def after(optimizer: Optimizer, *_: Any) -> None:
+            if is_traced():
+                return
+            if self.pace.looking or self.subject is None:
+                hook(optimizer)
+            elif self.subject.is_first(optimizer):  # all that there is to a step that isn't looked at
+                clocks["steps"] += 1
+                self.pace.looking = clocks["steps"] + 1 >= self.pace.next
+
+        return after
 
     def _is_first(self, optimizer: Optimizer) -> bool:
         """Whether its steps are those that are counted."""
@@ -408,14 +449,14 @@ class Recorder:
                 if self.beside_first > 2 * len(self.subject.optimizers):
                     self.subject.count_steps_of(optimizer)
                 if self.pace.looking:
-                    self.looks.gradients(optimizer, step, early=step < DENSE_STEPS)
+                    self.looks.gradients(optimizer, step, early=step < EARLY_STEPS)
             return
         self.beside_first = 0
         if self.saving:  # all the pieces of a checkpoint are there once the training goes on
             self.saving = False
             self._write("saved", step=step)
         if self.pace.looking:
-            self.looks.gradients(optimizer, step, early=step < DENSE_STEPS)
+            self.looks.gradients(optimizer, step, early=step < EARLY_STEPS)
             self.looks.sample_before(optimizer)
 
     def _after_step(self, optimizer: Optimizer) -> None:
@@ -423,27 +464,26 @@ class Recorder:
             return
         self.clocks["steps"] += 1
         step = self.clocks["steps"]
-        if self.pace.looking:
-            self.looks.describe(step)
-            self.looks.updates(step)
-            self.looks.scalars(step)
-            self.looks.banks(step)
-            if self.state is not None:  # before the record on which the gate ends the command
-                self.state.look()
-                if step >= self.dry_steps:
-                    self.state.finish(step)
-            self._write(
-                "step",
-                step=step,
-                time=time.time(),
-                lr=[float(group["lr"]) for one in self.looks.subject.optimizers for group in one.param_groups],
-                **{clock: count for clock, count in self.clocks.items() if clock != "steps"},
-                seconds=self.hooks.so_far,
-                elapsed=time.perf_counter() - self.began,
-                evaluating=self.evaluating,
-                gathers=[[name, list(shape), *flags, n] for (name, shape, *flags), n in self.gathers.items()],
-            )
-            self.evaluating = {}
+        self.looks.describe(step)
+        self.looks.updates(step)
+        self.looks.scalars(step)
+        self.looks.banks(step)
+        if self.state is not None:  # before the record on which the gate ends the command
+            self.state.look()
+            if step >= self.dry_steps:
+                self.state.finish(step)
+        self._write(
+            "step",
+            step=step,
+            time=time.time(),
+            lr=[float(group["lr"]) for one in self.looks.subject.optimizers for group in one.param_groups],
+            **{clock: count for clock, count in self.clocks.items() if clock != "steps"},
+            seconds=self.hooks.so_far,
+            elapsed=time.perf_counter() - self.began,
+            evaluating=self.evaluating,
+            gathers=[[name, list(shape), *flags, n] for (name, shape, *flags), n in self.gathers.items()],
+        )
+        self.evaluating = {}
         self.pace.stepped(step, self.hooks.so_far)
         self.calls.clear()
 
@@ -528,24 +568,25 @@ class Pace:
     the same steps now and then.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, dense: int) -> None:
         self.every = every
+        self.dense = dense
         self.looking = True  # whether the step under way is looked at
-        self.looked_last = True
-        self.spent = self.look_cost = 0.0  # seconds of our own
-        self.step_time = self.step_ended = 0.0  # seconds of a step without us; when the last one ended
+        self.next = 1  # that step, or the next one that is
+        self.looked = (0, time.perf_counter(), 0.0)  # the last: its step, when it ended, what had been spent by then
 
     def stepped(self, step: int, spent: float) -> None:
-        """A step was made; `spent` is what watching has cost so far, in seconds."""
+        """A step was made and looked at; `spent` is what watching has cost so far, in seconds."""
         now = time.perf_counter()
-        if self.looking:
-            self.look_cost = spent - self.spent
-        elif not self.looked_last:  # a step between two that weren't looked at
-            self.step_time = now - self.step_ended
-        self.spent, self.looked_last, self.step_ended = spent, self.looking, now
-        affordable = self.look_cost / (BUDGET * self.step_time) if self.step_time and step >= EARLY_STEPS else 0.0
+        last, ended, before = self.looked
+        self.looked = step, now, spent
+        cost = spent - before
+        alone = max(now - ended - cost, 1e-9) / max(step - last, 1)  # seconds of a step without us
+        affordable = cost / (BUDGET * alone) if step >= EARLY_STEPS else 0.0
         wanted = max(1.0, affordable / self.every, step / (LONG_RUN * self.every))
-        self.looking = step < DENSE_STEPS or (step + 1) % (self.every << ceil(log2(wanted))) == 0
+        every = self.every << ceil(log2(wanted)) if step >= OFTEN else max(1, self.every // 2)
+        self.next = step + 1 if step < self.dense else (step // every + 1) * every
+        self.looking = step + 1 >= self.next
 
 
 @contextmanager

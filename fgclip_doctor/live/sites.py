@@ -31,6 +31,9 @@ TRANSPOSES = ("TBackward", "TransposeBackward", "PermuteBackward", "NumpyTBackwa
 LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
+Spot = tuple[CodeType, int, CodeType, int]  # the instructions from which a loss was called, and that was
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call of a loss: where, of which kind, and what it was given."""
@@ -40,30 +43,37 @@ class Call:
     logits: Tensor  # (anchors, candidates)
     targets: Tensor | None  # (anchors,), or for a sigmoid loss (anchors, candidates) or None
     ignored: int
+    spot: Spot | None = None
 
 
 Observe = Callable[[Call], None]
+Known = Callable[[object, Spot], bool]  # whether a call on these logits, from there, tells nothing new
 
 
-def watch(observe: Observe) -> Callable[[], None]:
-    """Report every call of a loss on a matrix of logits to `observe`. Returns what ends it."""
+def watch(observe: Observe, known: Known) -> Callable[[], None]:
+    """Report each call of a loss on a matrix of logits to `observe`, unless it is `known`. Returns what ends it."""
     extension: Any = torch._C._nn
     entropy, nll, binary = extension.cross_entropy_loss, extension.nll_loss_nd, torch.binary_cross_entropy_with_logits
-    log_sigmoid = F.logsigmoid
+    log_sigmoid, is_traced = F.logsigmoid, torch.compiler.is_dynamo_compiling
 
-    def see(kind: str, logits: object, targets: object, ignored: int = -100) -> None:
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or torch.compiler.is_compiling():
+    def see(kind: str, logits: object, targets: object, ignored: object = -100) -> None:
+        if is_traced():  # first of all, so that nothing of ours is
+            return
+        frame = sys._getframe(2)
+        back = frame.f_back or frame
+        spot = (frame.f_code, frame.f_lasti, back.f_code, back.f_lasti)
+        if known(logits, spot) or not isinstance(logits, Tensor) or logits.dim() != 2:
             return
         if isinstance(logits, FakeTensor) or torch._C._get_tracing_state() is not None or logits.device.type == "meta":
             return
         if not 2 <= logits.shape[1] <= MAX_CANDIDATES or not logits.shape[0]:
             return
-        observe(Call(_place(), kind, logits, targets if isinstance(targets, Tensor) else None, ignored))
+        targets = targets if isinstance(targets, Tensor) else None
+        observe(Call(_place(), kind, logits, targets, ignored if isinstance(ignored, int) else -100, spot))
 
     def cross_entropy_loss(input: Any, target: Any, *rest: Any, **named: Any) -> Any:
         result = entropy(input, target, *rest, **named)
-        ignored = rest[2] if len(rest) > 2 else named.get("ignore_index", -100)
-        see("softmax", input, target, ignored if isinstance(ignored, int) else -100)
+        see("softmax", input, target, rest[2] if len(rest) > 2 else named.get("ignore_index", -100))
         return result
 
     def nll_loss_nd(input: Any, target: Any, *rest: Any, **named: Any) -> Any:
@@ -98,8 +108,8 @@ def watch(observe: Observe) -> Callable[[], None]:
     return end
 
 
-def measure(call: Call) -> list[Tensor] | None:
-    """0-d tensors in the order of `MEASURED`; None where the targets are no indices, as soft ones aren't."""
+def measure(call: Call) -> Tensor | None:
+    """Numbers in the order of `MEASURED`; None where the targets are no indices, as soft ones aren't."""
     with torch.no_grad():
         if call.kind == "sigmoid":
             return _sigmoid(call)
@@ -107,41 +117,34 @@ def measure(call: Call) -> list[Tensor] | None:
         if targets is None or targets.dim() != 1 or targets.is_floating_point():
             return None
         logits = call.logits.detach().float()  # (anchors, candidates)
-        kept = targets != call.ignored
+        kept = (targets != call.ignored).float()  # (anchors,)
         allowed = logits > torch.finfo(torch.float32).min / 2  # masked out where -inf or as good as that
         columns = targets.clamp(0, logits.shape[1] - 1)
         row = torch.logsumexp(logits, dim=1)
         counts = allowed.sum(dim=1).clamp(min=1)
-        level = logits.where(allowed, logits.new_zeros(())).sum(dim=1) / counts
-        positive = logits.gather(1, columns[:, None]).squeeze(1)
-        place = columns - torch.arange(len(columns), device=columns.device)
-        share = kept.float() / kept.sum().clamp(min=1)
-        return [
-            kept.sum(),
-            (counts * share).sum(),
-            ((row - positive) * share).sum(),
-            ((row - level) * share).sum(),
-            ((logits.argmax(dim=1) == columns) * share).sum(),
-            _twins(logits, positive, share),
-            place.min(),
-            place.max(),
-            columns.min(),
-            columns.max(),
-        ]
+        level = logits.masked_fill(~allowed, 0.0).sum(dim=1) / counts
+        positive = logits.gather(1, columns[:, None])  # (anchors, 1)
+        hit = logits.argmax(dim=1) == columns
+        same, coarse = _twins(logits, positive)
+        of_each = torch.stack([counts, row - positive.squeeze(1), row - level, hit, same])  # (5, anchors)
+        number = kept.sum()
+        means = (of_each * (kept / number.clamp(min=1))).sum(dim=1)
+        means[4].masked_fill_(coarse, torch.nan)
+        place = torch.aminmax(columns - torch.arange(len(columns), device=columns.device))
+        return torch.cat([number[None], means, torch.stack([*place, *torch.aminmax(columns)])])
 
 
-def _twins(logits: Tensor, positive: Tensor, share: Tensor) -> Tensor:
-    """The share of anchors for which another candidate has the positive's very logit, (): it is the positive, again.
+def _twins(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """For which anchors another candidate has the positive's very logit, (anchors,): it is the positive, again.
 
-    NaN where the logits are so coarse, as in bfloat16, that neighbours are equal by themselves.
+    And whether the logits are so coarse, (), as in bfloat16, that neighbours are equal by themselves.
     """
     exact = 4e-6 * positive.abs().clamp(min=1)  # of float32: two products of the same vectors, summed differently
-    same = ((logits - positive[:, None]).abs() <= exact[:, None]).sum(dim=1) > 1  # (anchors,)
+    same = ((logits - positive).abs() <= exact).sum(dim=1) > 1
     usable = logits[:, 1:].isfinite()
     equal = (logits[:, 1:] == logits[:, :-1]) & usable
     equal &= ~equal.all(dim=0)  # a candidate that is there twice is so for every anchor
-    coarse = equal.sum() / usable.sum().clamp(min=1)
-    return torch.where(coarse > 1e-4, torch.nan, (same * share).sum())
+    return same, equal.sum() > 1e-4 * usable.sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +226,7 @@ def _numbers(node: Any) -> int:
     return math.prod(_shape(node)) if node is not None else 0
 
 
-def _sigmoid(call: Call) -> list[Tensor] | None:
+def _sigmoid(call: Call) -> Tensor | None:
     """Of ``label * logit``, or of logits with a matrix of targets. The positives are taken to be the diagonal."""
     given = call.logits.detach().float()  # (anchors, candidates)
     if given.shape[0] > given.shape[1]:
@@ -241,7 +244,7 @@ def _sigmoid(call: Call) -> list[Tensor] | None:
     others = (logits * ~positives).sum(dim=1) / (given.shape[1] - 1)  # the mean negative of each row
     mean_instead = torch.where(positives, others[:, None], -logits)
     anchors, candidates = (given.new_tensor(float(length)) for length in given.shape)
-    return [
+    values = [
         anchors,
         candidates,
         F.softplus(-signed).sum() / anchors,
@@ -253,6 +256,7 @@ def _sigmoid(call: Call) -> list[Tensor] | None:
         given.new_zeros(()),
         anchors - 1,
     ]
+    return torch.stack(values)
 
 
 _KNOWN: dict[tuple[CodeType, int, CodeType | None, int], str] = {}

@@ -6,13 +6,14 @@ import gc
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-SAMPLED = 4096  # values of a tensor that tell how far an update moved it
+SAMPLED = 1024  # values of a tensor that tell how far an update moved it
 SCALARS = 64  # small tensors and plain attributes that are followed, at most
 BESIDE = "beside the model"  # a parameter of no module, whose name is not known either
 
@@ -34,8 +35,10 @@ class Subject:
         are parameters of none of them. `optimizers`: the one whose steps are counted first.
         """
         self._models = [(prefix, weakref.ref(model)) for prefix, model in models]
-        self._inner = weakref.ref(unwrapped(models[0][1]))
+        self.called = self._models[0][1]  # the module whose calls are counted,
+        self.inside = weakref.ref(unwrapped(models[0][1]))  # and the same without what wraps it
         self._optimizers = [weakref.ref(one) for one in optimizers]
+        self.several = len(self._optimizers) > 1
         names = {
             clean(f"{prefix}{name}"): parameter
             for prefix, model in models
@@ -50,16 +53,15 @@ class Subject:
                     names[loose.get(id(parameter), f"{BESIDE}.{len(names)}")] = parameter
         self._parameters = {name: weakref.ref(parameter) for name, parameter in names.items()}
         self.unreached = set(names)  # those that have not been seen with a gradient
+        self.walk()
 
     @property
     def model(self) -> nn.Module:
-        """The module whose calls are counted."""
-        return _there(self._models[0][1])
+        return _there(self.called)
 
     @property
     def inner(self) -> nn.Module:
-        """The same without what wraps it."""
-        return _there(self._inner)
+        return _there(self.inside)
 
     def models(self) -> Iterator[tuple[str, nn.Module]]:
         """Each model without what wraps it, and what its names begin with."""
@@ -68,10 +70,7 @@ class Subject:
 
     @property
     def gone(self) -> bool:
-        return self._models[0][1]() is None
-
-    def is_model(self, module: nn.Module) -> bool:
-        return module is self._models[0][1]() or module is self._inner()
+        return self.called() is None
 
     def is_first(self, optimizer: Optimizer) -> bool:
         """Whether it is the one whose steps are counted."""
@@ -85,6 +84,7 @@ class Subject:
     def add(self, optimizer: Optimizer) -> None:
         if not any(one is optimizer for one in self.optimizers):
             self._optimizers.append(weakref.ref(optimizer))
+            self.several = True
 
     def count_steps_of(self, optimizer: Optimizer) -> None:
         self._optimizers.sort(key=lambda reference: reference() is not optimizer)
@@ -105,16 +105,29 @@ class Subject:
             name: one for name, one in self.parameters.items() if id(one) in own or (first and id(one) not in others)
         }
 
+    def walk(self) -> None:
+        """Find the modules anew: some may have joined."""
+        self._modules = [
+            (clean(f"{prefix}{name}").removesuffix("."), weakref.ref(module))
+            for prefix, reference in self._models
+            for name, module in _there(reference).named_modules()
+        ]
+
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Every module by its name; that of a model itself may be empty."""
-        for prefix, reference in self._models:
-            for name, module in _there(reference).named_modules():
-                yield clean(f"{prefix}{name}").removesuffix("."), module
+        """Every module by its name, as of the last `walk`; that of a model itself may be empty."""
+        for name, reference in self._modules:
+            module = reference()
+            if module is not None:
+                yield name, module
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
-        for prefix, reference in self._models:
-            for name, buffer in _there(reference).named_buffers():
-                yield clean(f"{prefix}{name}"), buffer
+        """Every buffer by its name, once."""
+        seen: set[int] = set()
+        for name, module in self.modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None and id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    yield f"{name}.{key}".lstrip("."), buffer
 
     def banks(self) -> Iterator[tuple[str, Tensor]]:
         """Buffers that may be a bank: matrices of floats."""
@@ -225,10 +238,13 @@ def numbers_of(optimizer: Optimizer) -> int:
 
 def clean(name: str) -> str:
     """A name without what wrappers put into it: `DistributedDataParallel`, `torch.compile`, FSDP."""
+    if "mod" not in name and "wrapped" not in name:  # nearly always
+        return name
     parts = [part for part in name.split(".") if part not in ("module", "_orig_mod", "_fsdp_wrapped_module")]
     return ".".join(part for part in parts if part != "_checkpoint_wrapped_module")
 
 
+@cache
 def part(name: str) -> str:
     """The part of the model that a parameter is of: its layer where it is in a stack of them, else its module."""
     words = name.split(".")
@@ -245,6 +261,8 @@ def dtype(tensor: Tensor) -> str:
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; dense, for a norm."""
     tensor = tensor.detach()
+    if type(tensor) is Tensor and not tensor.is_sparse:
+        return tensor
     whole = getattr(tensor, "to_local", None)  # of a DTensor
     if whole is not None:
         tensor = whole()
@@ -252,9 +270,9 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def sample(parameter: Tensor) -> Tensor:
-    """Up to `SAMPLED` values, evenly spread, in float32: a view where it can be one."""
+    """Up to `SAMPLED` values, evenly spread: a view where it can be one."""
     flat = local(parameter).reshape(-1)
-    return flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].float()
+    return flat if flat.numel() <= SAMPLED else flat[:: flat.numel() // SAMPLED][:SAMPLED]
 
 
 def is_plain(value: object) -> bool:

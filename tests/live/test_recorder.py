@@ -95,6 +95,34 @@ def test_a_loss_is_seen_where_it_is_computed(tmp_path: Path) -> None:
     assert {one["of"] for one in losses} == {"softmax"}
 
 
+def test_further_candidates_are_told_at_their_very_forward_between_looks(tmp_path: Path) -> None:
+    watcher = Recorder(tmp_path)
+    watcher.start()
+    tower = nn.Linear(16, 8)
+    optimizer = torch.optim.SGD(tower.parameters(), lr=0.1)
+    for step in range(30):
+        for forward in range(2):
+            features = F.normalize(tower(torch.randn(4, 16)), dim=-1)
+            logits = [features @ features.T, features @ torch.ones(4, 8).T, features @ torch.ones(2, 8).T]
+            if (step, forward) == (25, 1):  # of three losses of one line, the second alone
+                logits[1] = features @ torch.ones(64, 8).T
+            torch.stack([F.cross_entropy(one, torch.zeros(4, dtype=torch.long)) for one in logits]).sum().backward()
+        optimizer.step()
+    watcher.stop(0)
+    seen = records(tmp_path)
+    assert not any(one["kind"] == "loss" and one["step"] == 25 for one in seen)
+    names = {one["site"]: one["name"][-3:] for one in seen if one["kind"] == "loss"}
+    columns = [
+        (one["step"], one["forward"], one["columns"], names[one["site"]]) for one in seen if one["kind"] == "columns"
+    ]
+    assert [one[:3] for one in columns[:3]] == [
+        (0, 2, 4),
+        (0, 2, 4),
+        (0, 2, 2),
+    ]  # the model is found in a backward pass
+    assert columns[3:] == [(25, 52, 64, " #2"), (26, 53, 4, " #2")]
+
+
 def test_who_had_a_gradient_is_written_once(tmp_path: Path) -> None:
     train(tmp_path)
     reached = [name for one in records(tmp_path) if one["kind"] == "gradients" for name in one["reached"]]

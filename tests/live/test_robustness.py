@@ -48,7 +48,7 @@ OF_OURS: list[tuple[Any, str]] = [
     ),
     *((recorder, name) for name in ("found_for", "configurations", "Journal", "roots_of", "rank_and_world")),
     (sites, "measure"),
-    (subject.Subject, "is_model"),
+    (subject.Subject, "is_first"),
     (recorder.Pace, "stepped"),
     (recorder.Fetcher, "take"),
     (recorder.Journal, "write"),
@@ -85,17 +85,17 @@ def test_a_recording_says_where_an_error_ended_it(tmp_path: Path, monkeypatch: p
 
     def broken(self: looks.Looks, step: int) -> None:
         calls.append(step)
-        if step == 4:
+        if step == 5:
             raise ZeroDivisionError("a bug of ours")
         updates(self, step)
 
     monkeypatch.setattr(looks.Looks, "updates", broken)
     train(tmp_path)
-    assert calls == [1, 2, 3, 4]
-    assert records(tmp_path)[-1] == {"kind": "off", "step": 4, "reason": "ZeroDivisionError: a bug of ours"}
+    assert calls == [1, 2, 3, 5]
+    assert records(tmp_path)[-1] == {"kind": "off", "step": 5, "reason": "ZeroDivisionError: a bug of ours"}
     problems = recording.read(tmp_path).problems
     assert [line.partition(": ")[2] for line in problems] == [
-        "watching ended at step 4, and the training went on: ZeroDivisionError: a bug of ours"
+        "watching ended at step 5, and the training went on: ZeroDivisionError: a bug of ours"
     ]
 
 

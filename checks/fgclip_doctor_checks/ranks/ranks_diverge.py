@@ -12,7 +12,7 @@ def ranks_diverge(run: Run, *, steps: int = 3) -> Iterator[Finding]:
 
     Why: Gradients are averaged by what wraps the model. Whoever calls the module inside (`model.module.encode_image`)
         goes around it, no error says so, and the work of all ranks but the one that saves is lost.
-    Evidence: A recording. Each rank writes a hash of its parameters, of up to 4,096 values of each, whenever it looks
+    Evidence: A recording. Each rank writes a hash of its parameters, of up to 1,024 values of each, whenever it looks
         at a step: in a sound run the same on all of them, to the bit. They have to differ at `steps` of these steps or
         more, the last ones, without a single agreement in between.
     Benign: Ranks that hold parts of the parameters (FSDP, ZeRO-3, tensor or pipeline parallelism) have nothing to
