@@ -142,6 +142,8 @@ def _steps(
     if not outcome.step:
         ended = f"in {outcome.seconds:.0f} s" if outcome.reason == "time" else "before it ended"
         raise Failed(f"no optimizer step of torch was seen {ended}{last}")
+    if outcome.reason == "time":
+        say(f"fgclip-doctor: --max-time is over at step {outcome.step} of {gate.steps}{last}")
     return outcome
 
 

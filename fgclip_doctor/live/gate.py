@@ -17,6 +17,7 @@ from fgclip_doctor.sources.recording import Reader
 
 LOOK = 0.2  # seconds between two looks at the step
 PATIENCE = (10.0, 5.0, 5.0)  # seconds after SIGINT, SIGTERM and SIGKILL
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # whoever asks us to leave, or closes the terminal
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: what a child leaves behind becomes ours, so that we can end it
 
 
@@ -51,7 +52,7 @@ def run_steps(
     reader = Reader(directory)
     began = time.monotonic()
     step, reason = 0, "exit"
-    with (directory / "output.txt").open("wb") as output, _orphans_are_ours():
+    with (directory / "output.txt").open("wb") as output, _orphans_are_ours() as hurried:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
         told = {STEPS: str(steps), **(variables or {})}
         command = Command(words, directory, variables=told, start_new_session=True, **streams)
@@ -66,23 +67,28 @@ def run_steps(
                     reason = "steps" if done else "time"
                     break
         finally:
-            end(command, directory)
+            end(command, directory, hurried)
         reader.poll()
         step = max((rank.step for rank in reader.ranks.values()), default=0)
         saved = max((rank.saved_at for rank in reader.ranks.values()), default=0)
     return Outcome(directory, step, reason, command.exit_code, time.monotonic() - began, saved)
 
 
-def end(command: Command, directory: Path) -> None:
-    """End a command that leads a session of its own, and every process that it has left anywhere."""
+def end(command: Command, directory: Path, hurried: Callable[[], bool] = lambda: False) -> None:
+    """End a command that leads a session of its own, and every process that it has left anywhere.
+
+    It is asked first, unless or until we are `hurried`.
+    """
     for number, patience in zip((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), PATIENCE, strict=True):
+        if hurried() and number != signal.SIGKILL:
+            continue
         with suppress(ProcessLookupError):
             os.killpg(command.process.pid, number)
         for process in left_behind(directory):
             with suppress(ProcessLookupError):
                 os.kill(process, number)
         until = time.monotonic() + patience
-        while time.monotonic() < until:
+        while time.monotonic() < until and (number == signal.SIGKILL or not hurried()):
             _reap(command.process.pid)
             if not command.running(0.05) and not left_behind(directory):
                 return
@@ -103,19 +109,29 @@ def left_behind(directory: Path) -> list[int]:
 
 
 @contextmanager
-def _orphans_are_ours() -> Iterator[None]:
-    """What loses its parent in here is adopted by this process (on Linux), and SIGTERM ends us in order."""
+def _orphans_are_ours() -> Iterator[Callable[[], bool]]:
+    """What loses its parent in here is adopted by this process (on Linux), and a signal ends us in order.
+
+    A second signal changes nothing of that, but what is yielded is true from then on.
+    """
+    came: list[int] = []
 
     def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {one: signal.getsignal(one) for one in STOPS}
+    for one, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as `nohup` and a shell's background have it
+            signal.signal(one, leave)
     _adopt(1)
     try:
-        yield
+        yield lambda: len(came) > 1
     finally:
         _adopt(0)
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _adopt(on: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -119,16 +118,26 @@ def test_a_command_that_ignores_signals_is_ended(
     assert left_behind(tmp_path / "rec") == []
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([signal.SIGINT], 130),
+        ([signal.SIGHUP], 129),  # a terminal is closed
+        ([signal.SIGTERM, signal.SIGTERM, signal.SIGINT], 143),  # nobody waits, and it takes none of them
+    ],
+)
 def test_a_gate_that_is_stopped_takes_its_command_along(
-    tmp_path: Path, training: Path, number: signal.Signals, expected: int
+    tmp_path: Path, training: Path, numbers: list[signal.Signals], expected: int
 ) -> None:
     command = [sys.executable, "-m", "fgclip_doctor", "gate", "--record", "rec", "--steps", "100000", "--"]
-    running = subprocess.Popen([*command, sys.executable, str(training)], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 60
-    while not list((tmp_path / "rec").glob("rank-*")) and time.monotonic() < until:
+    words = [sys.executable, str(training), *["--stuck"] * (len(numbers) > 1)]
+    running = subprocess.Popen([*command, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    printed, until = tmp_path / "rec" / "output.txt", time.monotonic() + 60
+    while not (printed.exists() and b"step 3" in printed.read_bytes()) and time.monotonic() < until:
         time.sleep(0.1)
-    os.kill(running.pid, number)
+    for number in numbers:
+        running.send_signal(number)
+        time.sleep(0.5)
     assert running.wait(40) == expected
     assert left_behind(tmp_path / "rec") == []
 
