@@ -91,6 +91,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD301", "FGD506", "a scale without a cap overflows"),
     Cause("FGD603", "FGD506", "a box of no area gives a zero feature, which divided by its length is NaN"),
     Cause("FGD101", "FGD507", "a term whose parts are all frozen is constant"),
+    Cause("FGD501", "FGD507", "a loss over features that are all alike is constant", same_place=True),
     Cause("FGD506", "FGD507", "a term that is NaN drops out of the total"),
     Cause("FGD103", "FGD508", "a part without a gradient has learnt what it can"),
     Cause("FGD107", "FGD508", "a part at the wrong rate stands still"),

@@ -139,12 +139,13 @@ def _logged(run: Run, early: float) -> Iterator[Finding]:
         return
     steps, values = dynamics.by_step(series.steps, series.values)
     length = run.number("max_steps", float(steps[-1]) if len(steps) else 0.0)
-    if len(values) < 10 or values.max() <= 0 or (series.resolution or 0.0) > 1e-3 * values.max():
+    if len(values) < 10 or values.max() <= 0:
         return
+    coarse = (series.resolution or 0.0) > 1e-3 * values.max()  # so a rate that is printed as 0 may be none
     above = np.flatnonzero(values > NOTHING * values.max())
     last, zero = int(steps[above[-1]]), len(values) - 1 - int(above[-1])
     whole = steps[-1] >= 0.98 * run.number("max_steps", np.inf) and "warmup_steps" not in run.facts
-    if zero >= 5 and steps[-1] - last >= early * max(length, float(steps[-1])):
+    if not coarse and zero >= 5 and steps[-1] - last >= early * max(length, float(steps[-1])):
         message = f"The learning rate is 0 after step {last}, and the run goes on to step {steps[-1]}"
         because = _because(run, length / max(last, 1))
         where = Evidence(

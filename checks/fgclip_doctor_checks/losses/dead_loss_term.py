@@ -117,4 +117,6 @@ def _left_out(found: Sum, share: float) -> Iterator[Finding]:
 
 def _finding(one: Series, message: str, name: str, value: float, expected: float | str, why: str) -> Finding:
     evidence = Evidence(name=name, value=value, expected=expected, why=why, source=str(one.source))
-    return Finding(message=message, where=one.name, evidence=(evidence,), explained_by=explaining("FGD507"))
+    return Finding(
+        message=message, where=one.name, evidence=(evidence,), explained_by=explaining("FGD507", where=one.name)
+    )

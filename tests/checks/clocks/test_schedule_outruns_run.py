@@ -84,6 +84,10 @@ def test_a_rate_of_zero_for_a_tenth_of_the_run(zeros: int, expected: int) -> Non
         assert "micro-batch" in found[0].message
 
 
+def test_a_rate_that_rises_to_the_end_does_so_however_few_decimals_are_printed() -> None:
+    assert list(schedule_outruns_run(logged(np.round(np.linspace(0, 4e-5, 80), 7), resolution=1e-7)))
+
+
 @pytest.mark.parametrize(
     "quiet",
     [
