@@ -17,6 +17,7 @@ from fgclip_doctor.core.config import LOGIT_SCALE_CAP, LOGIT_SCALE_FROM_SCRATCH,
 from fgclip_doctor.training.checkpointing import latest
 from fgclip_doctor.training.loop import train
 from fgclip_doctor.training.settings import TrainConfig
+from tests.gauntlet.watched import recorded, recorder_of
 
 SCENES = 96  # few, so that a run of seconds learns them
 BANK = 48  # rows; not the width, or nothing would tell the two axes of the bank apart
@@ -106,22 +107,23 @@ class CoreRun:
             stated["bank_size"] = config.model.memory_bank_size
         return {name: str(value) for name, value in stated.items()}
 
-    def make(self, directory: Path, base: Path | None) -> None:
+    def make(self, directory: Path, base: Path | None, recording: Path) -> None:
         config = replace(self.config, output_dir=directory, base=base)
         if self.ranks > 1:
-            on_ranks(config, self.ranks)
+            on_ranks(config, self.ranks, recording)
             return
         if self.resume_at is not None:
-            interrupted(config, self.resume_at)
+            interrupted(config, self.resume_at, recording)
             config = replace(config, resume=True)
-        train(config)
+        with recorded(recording) as start:
+            train(config, on_start=start)
 
 
 class Interrupted(Exception):
     """The run ends here, and is taken up from its last checkpoint."""
 
 
-def interrupted(config: TrainConfig, step: int) -> None:
+def interrupted(config: TrainConfig, step: int, recording: Path) -> None:
     """Trains until the step after a checkpoint, and dies."""
 
     def die(entry: Mapping[str, float]) -> None:
@@ -129,19 +131,21 @@ def interrupted(config: TrainConfig, step: int) -> None:
             raise Interrupted
 
     try:
-        train(replace(config, save_steps=step), on_step=die)
+        with recorded(recording) as start:
+            train(replace(config, save_steps=step), on_start=start, on_step=die)
     except Interrupted:
         return
     raise ValueError(f"the run was over before step {step}")
 
 
-def on_ranks(config: TrainConfig, ranks: int) -> None:
+def on_ranks(config: TrainConfig, ranks: int, recording: Path) -> None:
     """Trains on several processes, as torchrun would start them."""
     context = get_context("spawn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=of_rank, args=(config, number, ranks, port)) for number in range(ranks)]
+    shared = (config, recording, ranks, port)
+    processes = [context.Process(target=of_rank, args=(number, *shared)) for number in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
@@ -150,12 +154,15 @@ def on_ranks(config: TrainConfig, ranks: int) -> None:
         raise RuntimeError(f"a rank failed: {[process.exitcode for process in processes]}")
 
 
-def of_rank(config: TrainConfig, number: int, ranks: int, port: int) -> None:
+def of_rank(number: int, config: TrainConfig, recording: Path, ranks: int, port: int) -> None:
     torch.set_num_threads(1)
     where: dict[str, object] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "gauntlet"}
     where |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": ranks}
     os.environ.update({name: str(value) for name, value in where.items()})
+    recorder = recorder_of(recording)
+    recorder.start()  # it finds the model by itself, as under `fgclip-doctor watch`
     train(config)
+    recorder.stop(0)
 
 
 def model_of(width: int, **changes: Any) -> FgclipConfig:

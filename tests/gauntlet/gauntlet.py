@@ -111,7 +111,7 @@ def run_case(case: Case, cache: Path, *, again: bool = False) -> Outcome:
 
 
 def made(case: Case, kept: Kept, *, again: bool = False) -> tuple[Path, Path | None]:
-    """The directories of the run and of its base. Their names tell what they were made of."""
+    """The directories of the run, which has its recording beside it, and of its base. Their names tell their recipe."""
     start = case.run.start
     base = None
     if start is not None:
@@ -119,7 +119,8 @@ def made(case: Case, kept: Kept, *, again: bool = False) -> tuple[Path, Path | N
     name = f"{slug(case)}-{key(case.run)}"
     if again:
         shutil.rmtree(kept.folder / name, ignore_errors=True)
-    return kept.once(name, lambda path: case.run.make(path, base)), base
+    kept_there = kept.once(name, lambda path: case.run.make(path / "run", base, path / "recording"))
+    return kept_there / "run", base
 
 
 def slug(case: Case) -> str:
@@ -134,7 +135,8 @@ def key(recipe: object) -> str:
 @cache
 def _makers(module: str) -> str:
     files = [ROOT.joinpath(*module.split(".")).with_suffix(".py"), *sorted(ROOT.glob("fgclip_doctor/core/**/*.py"))]
-    files += [*sorted(ROOT.glob("fgclip_doctor/training/**/*.py")), ROOT / "tests" / "real" / "trainer_run.py"]
+    files += [*sorted(ROOT.glob("fgclip_doctor/training/**/*.py")), *sorted(ROOT.glob("fgclip_doctor/live/*.py"))]
+    files += [ROOT / "tests" / "real" / "trainer_run.py", ROOT / "tests" / "gauntlet" / "watched.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -154,12 +156,14 @@ def judge(fault: Fault, path: Path, base: Path | None) -> Iterator[Judged]:
 
 
 def listen(sound: Sound, path: Path, base: Path | None) -> Iterator[Heard]:
-    """A sound run in each view of its evidence, each of its checkpoints alone, and its log without any fact."""
+    """A sound run in each view of its evidence, in all of it, each checkpoint alone, and its log without any fact."""
     for view in views(sound, base):
         seen = evidence(view, path, base=base, facts=sound.run.facts, form=form(sound), target=beside(path))
         yield audit(view, seen)
-        if view is View.LOG:
-            yield audit("log without facts", Evidence(seen.paths))
+        if seen.facts:
+            yield audit(f"{view} without facts", Evidence(seen.paths))
+        if view is View.RECORDING:
+            yield audit("both and recording", Evidence([path, *seen.paths]))
     for checkpoint in checkpoints(path):
         yield audit(checkpoint.name, Evidence([checkpoint]))
 

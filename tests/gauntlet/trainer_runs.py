@@ -30,6 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tests.gauntlet.watched import callback_of
 from tests.real import trainer_run
 from tests.real.trainer_run import CAP, Recipe, Scenes, clip_config, contrastive
 
@@ -74,14 +75,17 @@ class ForkRun:
         }
         return {name: str(value) for name, value in stated.items()}
 
-    def make(self, directory: Path, base: Path | None) -> None:
-        trainer_run.train(directory, base, self.made, width=self.width)
+    def make(self, directory: Path, base: Path | None, recording: Path) -> None:
+        def leg(resume: Path | None = None) -> None:
+            callbacks = [callback_of(recording)]
+            trainer_run.train(directory, base, self.made, width=self.width, resume=resume, callbacks=callbacks)
+
+        leg()
         if self.resume_at is not None:  # what came after that step is lost
             for later in directory.glob("checkpoint-*"):
                 if int(later.name.rpartition("-")[2]) > self.resume_at:
                     shutil.rmtree(later)
-            checkpoint = directory / f"checkpoint-{self.resume_at}"
-            trainer_run.train(directory, base, self.made, width=self.width, resume=checkpoint)
+            leg(directory / f"checkpoint-{self.resume_at}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +134,8 @@ class PlainRun:
             stated["label_smoothing"] = self.label_smoothing
         return {name: str(value) for name, value in stated.items()}
 
-    def make(self, directory: Path, base: Path | None) -> None:
-        fit(self, directory, base)
+    def make(self, directory: Path, base: Path | None, recording: Path) -> None:
+        fit(self, directory, base, recording)
         if self.resume_at is not None:
             for later in directory.glob("checkpoint-*"):
                 if int(later.name.rpartition("-")[2]) > self.resume_at:
@@ -139,7 +143,7 @@ class PlainRun:
             checkpoint = directory / f"checkpoint-{self.resume_at}"
             if self.fault == "optimizer_lost":
                 (checkpoint / "optimizer.pt").unlink()
-            fit(self, directory, base, resume=checkpoint)
+            fit(self, directory, base, recording, resume=checkpoint)
         if self.adapters:
             for checkpoint in directory.glob("checkpoint-*"):
                 as_adapters(checkpoint)
@@ -223,7 +227,7 @@ class Clamp(TrainerCallback):
         model.logit_scale.data.clamp_(max=CAP)
 
 
-def fit(run: PlainRun, directory: Path, base: Path | None, *, resume: Path | None = None) -> None:
+def fit(run: PlainRun, directory: Path, base: Path | None, recording: Path, *, resume: Path | None = None) -> None:
     """One leg of a run."""
     torch.manual_seed(run.seed)
     model = Plain(CLIPConfig.from_pretrained(base) if base else clip_config(run.width), run)
@@ -256,8 +260,9 @@ def fit(run: PlainRun, directory: Path, base: Path | None, *, resume: Path | Non
         **run.settings,
     )
     count = arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    callbacks = [Clamp(), callback_of(recording)]
     trainer = PlainTrainer(
-        model=model, args=arguments, train_dataset=Scenes(count, seed=2 + run.seed), callbacks=[Clamp()]
+        model=model, args=arguments, train_dataset=Scenes(count, seed=2 + run.seed), callbacks=callbacks
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)

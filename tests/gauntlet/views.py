@@ -1,4 +1,4 @@
-"""What of a run's evidence is there: the weights without a log, the log without weights, both, or both and the base."""
+"""What of a run's evidence is there: its weights without a log, its log, a recording, both files, or its base too."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Entry = dict[str, Any]
 class View(StrEnum):
     CHECKPOINT = "checkpoint"
     LOG = "log"
+    RECORDING = "recording"
     BOTH = "both"
     BASE = "both and base"
 
@@ -39,6 +40,11 @@ class Evidence:
 
 def checkpoints(run: Path) -> list[Path]:
     return sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def recording(run: Path) -> Path:
+    """What was seen of a run while it went on, beside it."""
+    return run.with_name("recording")
 
 
 def history(run: Path) -> list[Entry]:
@@ -110,6 +116,8 @@ def evidence(view: View, run: Path, *, base: Path | None, facts: dict[str, str],
             target.mkdir(parents=True, exist_ok=True)
             entries = [usual(entry) for entry in history(run)]
             return Evidence([FORMATS[form % len(FORMATS)](entries, target / "log")], facts=facts)
+        case View.RECORDING:
+            return Evidence([recording(run)], facts=facts)
         case View.BOTH:
             return Evidence([run])
         case View.BASE:

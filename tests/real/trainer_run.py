@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Recipe:
 
     fault: str = ""
     seed: int = 0
+    samples: int = 0  # that there are; 0 for as many as the run sees
     steps: int = 75
     save_steps: int = 15
     learning_rate: float = 1e-3
@@ -244,7 +246,15 @@ def pretrain(path: Path, *, width: int = 32, steps: int = 300) -> None:
     model.save_pretrained(path)
 
 
-def train(path: Path, base: Path | None, recipe: Recipe, *, width: int = 32, resume: Path | None = None) -> None:
+def train(
+    path: Path,
+    base: Path | None,
+    recipe: Recipe,
+    *,
+    width: int = 32,
+    resume: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
     """Fine-tunes `base` (or trains from scratch without one) and leaves the run in `path`, checkpoints and all."""
     torch.manual_seed(recipe.seed)
     config = CLIPConfig.from_pretrained(base) if base else clip_config(width)
@@ -276,8 +286,9 @@ def train(path: Path, base: Path | None, recipe: Recipe, *, width: int = 32, res
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    samples = Scenes(recipe.steps * recipe.micro_batch * recipe.accumulation, seed=2 + recipe.seed)
-    trainer = RegionTrainer(model=model, args=arguments, train_dataset=samples, callbacks=[EachStep()])
+    count = recipe.samples or recipe.steps * recipe.micro_batch * recipe.accumulation
+    samples = Scenes(count, seed=2 + recipe.seed)
+    trainer = RegionTrainer(model=model, args=arguments, train_dataset=samples, callbacks=[EachStep(), *callbacks])
     trainer.terms = {}
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
