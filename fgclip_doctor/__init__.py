@@ -7,7 +7,8 @@ A check needs only what is named here::
 A training that wants to be recorded needs one of these, which import torch when they are asked for::
 
     with fgclip_doctor.watching(model, optimizer, "runs/exp7"): ...
-    Trainer(..., callbacks=[fgclip_doctor.DoctorCallback()])
+    Trainer(..., callbacks=[fgclip_doctor.DoctorCallback()])  # of transformers
+    Trainer(..., callbacks=[fgclip_doctor.LightningDoctor()])  # of Lightning
 """
 
 from typing import Any
@@ -18,7 +19,11 @@ from fgclip_doctor.run import Missing, Run
 
 __version__ = "0.1.0"
 
-_LIVE = {"watching": "fgclip_doctor.live.recorder", "DoctorCallback": "fgclip_doctor.live.hf"}
+_LIVE = {
+    "watching": "fgclip_doctor.live.recorder",
+    "DoctorCallback": "fgclip_doctor.live.hf",
+    "LightningDoctor": "fgclip_doctor.live.pl",
+}
 
 __all__ = [
     "Cause",
@@ -26,6 +31,7 @@ __all__ = [
     "DoctorCallback",
     "Evidence",
     "Finding",
+    "LightningDoctor",
     "Missing",
     "Run",
     "Severity",

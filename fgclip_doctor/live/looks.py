@@ -59,7 +59,9 @@ class Looks:
     def gradients(self, optimizer: Optimizer, step: int, *, early: bool) -> None:
         """Of what an optimizer is about to update. `early`: those without any are named, too."""
         subject = self.subject
-        named = [(n, local(p.grad)) for n, p in subject.parameters_of(optimizer).items() if p.grad is not None]
+        parameters = subject.parameters_of(optimizer)
+        held_here = [(n, local(p.grad)) for n, p in parameters.items() if p.grad is not None]
+        named = [(name, gradient) for name, gradient in held_here if gradient.numel()]  # a shard may be empty
         if not named:
             return
         names = [name for name, _ in named]
@@ -115,9 +117,9 @@ class Looks:
     def scalars(self, step: int) -> None:
         """Scales, pointers, flags and counters: parameters and buffers of one element, and plain numbers of modules."""
         small = [
-            (name, one)
+            (name, value)
             for name, one in (*self.subject.parameters.items(), *self.subject.buffers())
-            if one.numel() == 1 and not name.endswith("num_batches_tracked")
+            if one.numel() == 1 and not name.endswith("num_batches_tracked") and (value := local(one)).numel()
         ][:SCALARS]
         plain = dict(self.subject.attributes())
 
@@ -126,7 +128,7 @@ class Looks:
             self.write("scalars", step=step, values=known | plain)
 
         if small:
-            self.fetcher.take([local(one).reshape(()) for _, one in small], arrived)
+            self.fetcher.take([one.reshape(()) for _, one in small], arrived)
         elif plain:
             arrived([])
 
