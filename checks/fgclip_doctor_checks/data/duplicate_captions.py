@@ -7,7 +7,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.annotations import Annotations, Clash, Repeats
 from fgclip_doctor.terms import bank_rows, counts, sites
 
-CALLS = 8  # of a loss, at least, and of its last ones what it has learnt
+CALLS = 8  # of a loss, at least
 
 
 @check("FGD602", "duplicate-captions", Severity.WARNING)
@@ -75,10 +75,11 @@ def _seen(run: Run, met: float, bits: float) -> Iterator[Finding]:
     import numpy as np
 
     for site in sites(run):
-        known = np.isfinite(site.twins) if site.twins is not None else np.zeros(0, dtype=bool)
-        if site.twins is None or site.targets == "constant" or known.sum() < CALLS:
+        known = np.flatnonzero(np.isfinite(site.twins)) if site.twins is not None else np.zeros(0, dtype=np.int64)
+        if site.twins is None or site.targets == "constant" or len(known) < CALLS:
             continue
-        twice, learnt = float(site.twins[known].mean()), float((site.null - site.loss)[known][-CALLS:].mean())
+        last = known[len(known) // 2 :]  # a bank may have come on before them
+        twice, learnt = float(site.twins[last].mean()), float((site.null - site.loss)[last].mean())
         if not met <= twice < 0.95 or learnt < bits * log(2):
             continue
         yield Finding(
@@ -90,7 +91,7 @@ def _seen(run: Run, met: float, bits: float) -> Iterator[Finding]:
                     name="anchors whose positive is a candidate twice",
                     value=round(twice, 4),
                     expected=f"under {met:.0%}",
-                    why=f"the same logit, to float32, in {known.sum()} recorded calls of {site.candidates[-1]:.4g} "
+                    why=f"the same logit, to float32, in {len(last)} recorded calls of {site.candidates[-1]:.4g} "
                     "candidates; nothing masks it",
                     source=run.watched.first.path,
                 ),

@@ -112,6 +112,11 @@ def test_flips_at_the_share_of_anchors_that_a_recording_saw_meet_a_copy(
     assert len(list(duplicate_captions(run))) == expected
 
 
+def test_a_batch_that_stands_in_the_bank_since_it_is_on_is_no_repeated_caption() -> None:
+    in_bank = np.where(np.arange(20) < 9, 0.0, 1.0)  # 55 % of all
+    assert not list(duplicate_captions(watched(rank(0, site(twins=in_bank)))))
+
+
 def test_few_calls_and_coarse_logits_say_nothing_of_copies() -> None:
     assert not list(duplicate_captions(watched(rank(0, site(twins=np.full(7, 0.5), calls=7)))))
     assert not list(duplicate_captions(watched(rank(0, site(twins=np.full(20, np.nan))))))
