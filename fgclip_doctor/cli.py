@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from fgclip_doctor import __version__
 from fgclip_doctor.config import Config, ConfigError, parse_fail_on, plan_beside, read_config
@@ -25,10 +25,36 @@ if TYPE_CHECKING:
     from fgclip_doctor.findings import Severity
     from fgclip_doctor.run import Run
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # click's, of which typer has a copy under no public name
 LONG_READ_BYTES = 1 << 28  # from here on, reading takes long enough for a progress bar
+
+
+class OneLine(TyperGroup):
+    """Says what is wrong with the words that it is given in one line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in (args[: args.index("--")] if "--" in args else args):  # a path of no letters is this directory
+            raise _fail("an empty word is given, as a variable that isn't set leaves one")
+        wordless = not args  # then it is the help that is raised
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            raise (error if wordless else _misused(error, "")) from None
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            raise _misused(error, ctx.invoked_subcommand) from None
+
+
+def _misused(error: Any, command: str | None) -> typer.Exit:
+    return _fail(f"{error.format_message()} See {' '.join(filter(None, ('fgclip-doctor', command, '--help')))}.")
+
 
 app = typer.Typer(
     name="fgclip-doctor",
+    cls=OneLine,
     help="Finds the silent faults of contrastive fine-tuning, and proves them with numbers.",
     no_args_is_help=True,
     rich_markup_mode=None,  # rich's help costs 50 ms on every command

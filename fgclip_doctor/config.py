@@ -189,7 +189,8 @@ def _set_aside(table: dict[str, Any], path: str) -> tuple[dict[str, Any], tuple[
     reasoned = [entry for entry in entries if isinstance(entry, dict)]
     for entry in reasoned:
         texts = all(isinstance(value, str) for value in entry.values())
-        if not texts or not {"rule", "reason"} <= entry.keys() <= {"rule", "reason", "where"} or not entry["reason"]:
+        known = {"rule", "reason"} <= entry.keys() <= {"rule", "reason", "where"}
+        if not (texts and known and entry["reason"].strip()):
             raise ConfigError(f"{path}: ignore: {entry!r} must have a rule and a reason, and may have where")
     return {**table, "ignore": [entry for entry in entries if not isinstance(entry, dict)]}, tuple(reasoned)
 

@@ -54,7 +54,8 @@ def applied(
             aside.append((finding, reason))
     found = {finding.fingerprint for finding in report.findings}
     ran = {*report.passed, *(finding.code for finding in report.findings)}
-    stale = tuple(str(one) for key, one in sorted(baseline.items()) if key not in found and one.code in ran)
+    gone = [one for key, one in baseline.items() if key not in found and one.code in ran]
+    stale = tuple(map(str, sorted(gone, key=lambda one: (one.code, one.where))))
     return replace(report, findings=tuple(kept), suppressed=tuple(aside), stale=stale)
 
 

@@ -68,6 +68,26 @@ def test_exit_codes_follow_fail_on(checkpoint: Path) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["audit"], "Missing argument 'PATH...'. See fgclip-doctor audit --help."),
+        (["audit", ""], "an empty word is given"),  # and no audit of this directory
+        (["gate", ".", "--base", ""], "an empty word is given"),
+        (["gate", "--nope"], "No such option: --nope"),
+        (["gate", "--steps", "0", "--", "true", ""], "Invalid value for '--steps'"),
+        (["audit", ".", "--format", "pdf"], "'pdf' is not one of 'text', 'json'"),
+        (["diagnose"], "No such command 'diagnose'. See fgclip-doctor --help."),
+        (["--nope"], "No such option: --nope"),
+    ],
+)
+def test_words_that_make_no_sense_are_one_line(arguments: list[str], said: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("fgclip-doctor: ")
+    assert said in err
+
+
 def test_select_ignore_and_thresholds(checkpoint: Path, tmp_path: Path) -> None:
     assert run("audit", str(checkpoint), "--select", "FGD301,FGD302", "--ignore", "FGD301", "--fail-on", "info")[0] in (
         0,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fgclip_doctor import policy
-from fgclip_doctor.config import ConfigError
+from fgclip_doctor.config import ConfigError, read_config
 from fgclip_doctor.diagnosis import Report
 from fgclip_doctor.findings import Evidence, Finding, Severity
 
@@ -33,6 +33,13 @@ def test_an_ignore_with_a_reason_sets_its_findings_aside() -> None:
     assert judged.suppressed == ((TWO, "normalised on read"),)
 
 
+@pytest.mark.parametrize("entry", ['{ rule = "FGD204" }', '{ rule = "FGD204", reason = " " }', '{ reason = "r" }', "7"])
+def test_an_ignore_without_a_reason_is_refused_in_a_line(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "doctor.toml").write_text(f"ignore = [{entry}]\n")
+    with pytest.raises(ConfigError, match=r"^[^\n]*doctor\.toml[^\n]*ignore[^\n]*$"):
+        read_config(tmp_path / "doctor.toml")
+
+
 @pytest.mark.parametrize(("where", "left"), [("text_*", 0), ("image_*", 1), ("text_queue", 0)])
 def test_an_ignore_may_be_of_one_place(where: str, left: int) -> None:
     judged = policy.applied(report(TWO), set_aside=[{"rule": "rule-fgd204", "where": where, "reason": "r"}])
@@ -48,6 +55,13 @@ def test_a_baseline_sets_aside_what_was_there_and_tells_what_is_gone(tmp_path: P
     assert judged.findings == (new,)
     assert judged.suppressed == ((ONE, "in the baseline"),)
     assert judged.stale == ("FGD204 text_queue",)
+
+
+def test_what_is_stale_is_told_in_the_order_of_the_rules() -> None:
+    many = [finding(code, where) for code in ("FGD301", "FGD201") for where in ("d", "b", "c", "a")]
+    known = {one.fingerprint: policy.Accepted(one.fingerprint, one.code, one.where, "m") for one in many}
+    stale = policy.applied(report(passed=("FGD201", "FGD301")), baseline=known).stale
+    assert stale == tuple(f"{code} {where}" for code in ("FGD201", "FGD301") for where in "abcd")
 
 
 def test_what_could_not_be_checked_is_not_stale(tmp_path: Path) -> None:
