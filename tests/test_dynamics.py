@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import dynamics
+from fgclip_doctor.sources import lines
 
 RNG = np.random.default_rng(0)
 
@@ -124,3 +125,25 @@ def test_the_last_value_of_a_step_counts() -> None:
 @pytest.mark.parametrize("count", [2, 5, 40])
 def test_a_trend_is_taken_out(count: int) -> None:
     assert np.abs(dynamics.detrended(3 + 2.0 * np.arange(count))).max() < 1e-9
+
+
+def test_a_series_that_is_too_long_to_keep_keeps_its_level_noise_and_spikes() -> None:
+    """As of ten million values, at a hundredth of the size: thinned again and again as it grows."""
+    count = 100 * lines.STRETCH
+    values = 2.0 + 0.1 * normal(count)
+    values[count // 2 :] += 1.0
+    values[RNG.random(count) < 1e-3] = 50.0
+    values[[7_000, 91_000]] = np.nan
+    column = lines._Column()
+    for start in range(0, count, lines.STRETCH):
+        part = slice(start, start + lines.STRETCH)
+        column.add(np.arange(count)[part], values[part], limit=16 * lines.STRETCH)
+    steps, kept = column.arrays()
+    assert len(kept) <= 17 * lines.STRETCH
+    assert np.flatnonzero(np.isnan(values)).tolist() == steps[np.isnan(kept)].tolist()
+    steps, kept = dynamics.finite(steps, kept)
+    assert dynamics.noise(kept) == pytest.approx(0.1, rel=0.05)
+    assert np.median(kept[steps < count // 2]) == pytest.approx(2.0, abs=0.01)
+    assert np.median(kept[steps >= count // 2]) == pytest.approx(3.0, abs=0.01)
+    assert len(dynamics.spikes(kept, factor=10.0, errors=3.0)) == pytest.approx(1e-3 * len(kept), rel=0.6)
+    assert steps[-1] > count - 2 * lines.STRETCH
