@@ -61,4 +61,4 @@ class Finding:
         """Names the fault across runs of the doctor: its code and its place, not the numbers, which drift."""
         import hashlib  # loads OpenSSL, which only a report has need of
 
-        return hashlib.sha256(f"{self.code}\0{self.where}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.code}\0{self.where}".encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -119,7 +119,10 @@ def read(path: Path | None, stated: Mapping[str, str]) -> Run:
     from fgclip_doctor.training import settings_file
 
     config = settings_file.read(path, output_dir=".")
-    run = load([config.base] if config.base else [], facts=stated)  # a base brings its scales
+    there = config.base is not None and config.base.exists()  # a base brings its scales
+    run = load([config.base] if config.base and there else [], facts=stated)
+    if config.base and not there:  # as where the settings are committed
+        run.notes.append(f"{config.base}, the base, isn't here, so its scales are those of the settings")
     run.subject = str(path)
     for fact in planned(config, ranks=1, source=str(path)):
         found_later = config.data is not None and fact.name in ("dataset_size", "regions_per_sample")

@@ -213,6 +213,14 @@ def test_settings_of_train_are_enough(tmp_path: Path) -> None:
         plan(file)
 
 
+def test_settings_whose_base_is_elsewhere_are_enough_too(tmp_path: Path) -> None:
+    """As where they are committed, and checked before a commit."""
+    (tmp_path / "train.toml").write_text('base = "openai-clip/"\nmicro_batch = 4\n')
+    run = forecast.read(tmp_path / "train.toml", {})
+    assert run.notes == ["openai-clip, the base, isn't here, so its scales are those of the settings"]
+    assert forecast.forecast(run).terms
+
+
 def test_settings_with_rates_for_each_part_are_no_nonsense(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text("micro_batch = 4\ntext_learning_rate = 2e-6\nscale_learning_rate = 1e-4\n")

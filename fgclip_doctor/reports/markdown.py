@@ -18,6 +18,8 @@ def render(report: Report, *, limit: int = MAX_LENGTH) -> str:
     """Causes with their proof, symptoms in a line; of what is longer than `limit`, the last findings are counted."""
     head = f"### fgclip-doctor: {verdict(report)}\n\n{code(report.subject)}\n"
     tail = "".join(_tail(report))
+    if len(tail) > limit // 2:
+        tail = "\n… and what was set aside, skipped or not read, which doesn't fit here.\n"
     blocks = [_block(finding) for finding in report.findings]
     room = limit - len(head) - len(tail) - 80
     kept = 0
@@ -26,7 +28,7 @@ def render(report: Report, *, limit: int = MAX_LENGTH) -> str:
         kept += 1
     left_out = len(blocks) - kept
     more = f"\n… and {left_out} more, which don't fit here.\n" if left_out else ""
-    return head + "".join(blocks[:kept]) + more + (tail if len(tail) < limit // 2 else "")
+    return head + "".join(blocks[:kept]) + more + tail
 
 
 def _block(finding: Finding) -> str:

@@ -85,4 +85,7 @@ def _result(finding: Finding, report: Report, places: dict[str, int]) -> dict[st
 
 def _uri(path: str) -> str:
     """Relative to the repository where it is inside; absolute elsewhere."""
-    return Path(path).as_uri() if Path(path).is_absolute() else quote(os.fsencode(Path(path).as_posix()))
+    try:
+        return Path(path).as_uri() if Path(path).is_absolute() else quote(os.fsencode(Path(path).as_posix()))
+    except UnicodeEncodeError:  # halves of characters, which no file has in its name
+        return _uri(path.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))

@@ -120,7 +120,8 @@ def validated(rendered: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "place", ["a b/ü.json:3", "/abs/x.bin: key", "C:\\x.json", "%41#?&.log:0", "", "\x1b\udc80.log:3"]
+    "place",
+    ["a b/ü.json:3", "/abs/x.bin: key", "C:\\x.json", "%41#?&.log:0", "", "\x1b\udc80.log:3", "\ud800", "/\udfff"],
 )
 def test_sarif_is_valid_whatever_is_in_it(place: str) -> None:
     checks, _ = installed_checks()
@@ -157,6 +158,14 @@ def test_markdown_fits_and_counts_what_it_left_out() -> None:
     assert len(short) <= 4000 < len(whole)
     shown = short.count("FGD201")
     assert f"and {25 - shown} more" in short
+
+
+def test_what_was_set_aside_leaves_room_for_what_was_found() -> None:
+    judged = replace(report(*MANY), suppressed=tuple((one, "known " * 20) for one in MANY * 99))
+    rendered = markdown.render(judged)
+    assert len(rendered) <= markdown.MAX_LENGTH
+    assert rendered.count("**FGD201") == len(MANY)
+    assert "set aside" in rendered
 
 
 def test_hostile_names_stay_text_in_markdown() -> None:
