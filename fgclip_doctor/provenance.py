@@ -68,6 +68,8 @@ def drift(run: Run, name: str | None = None, *, until: Checkpoint | None = None,
     if optimizer is not None and not groups:
         return Drift(0.0, 0.0, 0.0, steps, "in no group of the optimizer")
     rates = [rate for one in groups if (rate := one.initial_lr) is not None]
+    if optimizer is not None and not any(one.initial_lr for one in optimizer.groups):
+        rates = []  # where a schedule ended, which says nothing of the rates before
     peak = max(rates) if rates else run.number("learning_rate")
     total, why = _sum_of_rates(run, steps, peak, optimizer, planned)
     first, second = max(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isclose
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fgclip_doctor.annotations import Annotations
@@ -200,8 +201,15 @@ class OptimizerGroup:
 
     @property
     def initial_lr(self) -> float | None:
-        """The peak learning rate, which a scheduler leaves in the group; `lr` where there was no scheduler."""
-        return _number(self.options.get("initial_lr", self.options.get("lr")))
+        """The peak learning rate, which a scheduler leaves in the group; `lr` where there was no scheduler.
+
+        None where neither is known: a schedule that is set by hand leaves what it came to in `lr`, a number with more
+        digits than anybody types.
+        """
+        if "initial_lr" in self.options:
+            return _number(self.options["initial_lr"])
+        rate = self.lr
+        return rate if rate is None or isclose(rate, float(f"{rate:.3g}"), rel_tol=1e-6) else None
 
     @property
     def weight_decay(self) -> float:

@@ -178,3 +178,10 @@ def test_what_start_up_code_makes_of_other_weights() -> None:
         ("a.position_embedding_res.weight", "a.position_embedding.weight"),
     ]
     assert [values.shape for _, _, values in made] == [(9, 8), (68, 8)]
+
+
+def test_drift_is_unknown_where_a_schedule_set_by_hand_has_ended() -> None:
+    ended = optimizer([group(0, [0], lr=0.0, betas=(0.9, 0.999))], [state(0, 100)], {0: "weight"})
+    made = run(checkpoint({"weight": np.ones((4, 4))}, 100, optimizer=ended))
+    with pytest.raises(Missing, match="learning_rate"):
+        drift(made, "weight")

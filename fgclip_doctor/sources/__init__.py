@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
+from fgclip_doctor.events import learning_rate
 from fgclip_doctor.run import Checkpoint, Optimizer, Run, Tensor
 from fgclip_doctor.sources import (
     annotation_file,
@@ -94,6 +96,7 @@ def load(
     for fact in trainer.derived(run.facts):
         run.facts.setdefault(fact.name, fact)
     run.roles = parts.find(run.checkpoints[-1].tensors if run.checkpoints else {}, run.series, roles)
+    run.checkpoints = tuple(_at_peak(run, one) for one in run.checkpoints)
     if run.base and found:
         run.base = replace(run.base, tensors=under_names_of(run.base.tensors, found[-1].tensors))
         if found[-1].tensors and not _alike(run.base.tensors, found[-1].tensors):
@@ -199,6 +202,16 @@ def _name_optimizers(found: Iterable[Found]) -> None:
         named.append((one, one.optimizer))
         if one.optimizer.naming == optimizers.NO_FIT:
             one.problems.append(Unreadable(one.optimizer.source.path, "does not fit the weights beside it"))
+
+
+def _at_peak(run: Run, checkpoint: Checkpoint) -> Checkpoint:
+    """With the peak learning rates in its optimizer, as the run logged them until then."""
+    logged = learning_rate(run)
+    if checkpoint.optimizer is None or logged is None:
+        return checkpoint
+    until = logged.values[logged.steps <= checkpoint.step] if checkpoint.step is not None else logged.values
+    peak = float(until[until < inf].max(initial=0.0))
+    return replace(checkpoint, optimizer=optimizers.at_peak(checkpoint.optimizer, peak))
 
 
 def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

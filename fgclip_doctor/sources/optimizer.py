@@ -43,6 +43,25 @@ def read(payload: object, source: Source) -> Optimizer:
     return Optimizer(source, groups, states)
 
 
+def at_peak(optimizer: Optimizer, logged: float) -> Optimizer:
+    """With the peak of the `logged` rate in the groups, which a schedule that is set by hand doesn't leave there.
+
+    It scales all groups alike. Of several that it brought to 0, what they were isn't known.
+    """
+    rates = [group.lr or 0.0 for group in optimizer.groups]
+    now = max(rates, default=0.0)
+    if logged <= 1.01 * now or any("initial_lr" in group.options for group in optimizer.groups):
+        return optimizer
+    if not now and len(rates) > 1:
+        return optimizer
+    peaks = [logged * (rate / now if now else 1.0) for rate in rates]
+    groups = (
+        replace(group, options={**group.options, "initial_lr": peak})
+        for group, peak in zip(optimizer.groups, peaks, strict=True)
+    )
+    return replace(optimizer, groups=tuple(groups))
+
+
 def shapes(payload: object) -> dict[int, tuple[int, ...]]:
     """The shape of the parameter behind each index that has a state of that shape."""
     found: dict[int, tuple[int, ...]] = {}

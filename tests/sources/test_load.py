@@ -147,3 +147,30 @@ def test_what_can_not_be_read_is_one_line_with_its_path(tmp_path: Path) -> None:
             load([tmp_path / name])
         assert str(caught.value).startswith(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+def _schedule_by_hand(directory: Path, peak: float, end: float, steps: int = 40) -> None:
+    """A checkpoint of a plain loop that sets the rates itself, with a log of them."""
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak)
+    lines = []
+    for step in range(steps):
+        rate = peak + (end - peak) * step / (steps - 1)
+        optimizer.param_groups[0]["lr"] = rate
+        model(torch.ones(2, 4)).square().mean().backward()
+        optimizer.step()
+        lines.append(json.dumps({"step": step, "loss": 1.0 / (step + 1), "lr": rate}))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, directory / "step_40.pt")
+    (directory / "log.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("end", [0.0, 1.37077e-07, 5e-6, 2e-3])
+def test_the_peak_of_a_schedule_set_by_hand_is_that_of_the_log(tmp_path: Path, end: float) -> None:
+    _schedule_by_hand(tmp_path, 2e-3, end)
+    assert load([tmp_path]).optimizer.groups[0].initial_lr == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(("end", "peak"), [(1.37077e-07, None), (2e-3, 2e-3)])
+def test_without_a_log_the_end_of_a_schedule_is_no_peak(tmp_path: Path, end: float, peak: float | None) -> None:
+    _schedule_by_hand(tmp_path, 2e-3, end)
+    assert load([tmp_path / "step_40.pt"]).optimizer.groups[0].initial_lr == peak

@@ -59,7 +59,8 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
         return None
     group, state = optimizer.group_of(index), optimizer.states.get(index)
     where = f"{optimizer.source}: state[{index}]"
-    if group.initial_lr == 0:
+    known = "initial_lr" in group.options or any(one.initial_lr for one in optimizer.groups)  # else a schedule's end
+    if group.initial_lr == 0 and known:
         evidence = Evidence(name="learning rate", value=0.0, expected="over 0", source=str(optimizer.source))
         return "the learning rate of its group is 0", evidence, "rate-zero"
     if optimizer.states and without_gradient(optimizer, index) and branch_runs(run, scale.role):

@@ -158,3 +158,12 @@ def test_a_recording_that_saw_it_stand_still_is_enough() -> None:
 )
 def test_a_recording_that_proves_nothing_is_quiet(made: Run) -> None:
     assert not list(logit_scale_frozen(made))
+
+
+@pytest.mark.parametrize(("peer", "expected"), [(0.0, 0), (1e-3, 1)])
+def test_a_schedule_set_by_hand_that_ended_at_zero_is_not_a_rate_of_zero(peer: float, expected: int) -> None:
+    weights = {"logit_scale": np.float32(3.1), "text_projection.weight": np.ones((8, 8), np.float32)}
+    groups = [group(0, [0], lr=0.0, betas=(0.9, 0.999)), group(1, [1], lr=peer, betas=(0.9, 0.999))]
+    held = optimizer(groups, [state(0, 100), state(1, 100)], dict(enumerate(weights)))
+    made = run(checkpoint(weights, 100, optimizer=held), roles={"scale.global": "logit_scale"})
+    assert len(list(logit_scale_frozen(made))) == expected
