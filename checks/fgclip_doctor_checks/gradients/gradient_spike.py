@@ -29,7 +29,8 @@ def gradient_spike(
     them and over them by `errors` of their lower spread, in logarithms, `often` times and in a hundredth of the log, or
     more; or fewer, where a loss is lastingly higher after one of them.
     Benign: a norm over 10, or over max_grad_norm, that is steady: what is logged is the norm before clipping. The
-    warmup. A single spike that nothing came of. A level that rises and stays. What a bank, a restart or a resume does.
+    warmup, and the fall from a high start. A single spike that nothing came of. A level that rises and stays. What a
+    bank, a restart or a resume does.
     Fix: look at the batch of that step (an empty or broken image, a caption of nothing), clip at 1, take a beta2 of
     0.95 to 0.98, or a lower learning rate. Don't tell from a logged norm over max_grad_norm that clipping is off.
     Sources: Wortsman et al. 2023, arXiv 2304.13013 (spikes 1 to 8 steps after Adam's second moments fall short);
@@ -49,6 +50,7 @@ def gradient_spike(
         judged += 1
         every = max(1, int(np.median(np.diff(steps))))
         found = dynamics.spikes(values, factor=factor, errors=errors)
+        found = np.array([one for one in found if _rises(values, int(one), factor)], dtype=np.int64)
         found = found[~(np.abs(steps[found][:, None] - happened) <= 2 * every).any(axis=1)]
         if not len(found):
             continue
@@ -59,6 +61,14 @@ def gradient_spike(
             )
     if not judged:
         raise Missing("no gradient norm was logged 30 times after the warmup")
+
+
+def _rises(values: "NDArray[np.float64]", at: int, factor: float) -> bool:
+    """Whether a value is as far over those before it: norms that fall since the start have high ones at their head."""
+    import numpy as np
+
+    before = values[max(0, at - 32) : at]
+    return len(before) > 0 and bool(values[at] >= factor * np.median(before))
 
 
 def _paid(run: Run, step: int, every: int) -> bool:

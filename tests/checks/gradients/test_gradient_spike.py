@@ -48,6 +48,7 @@ def test_fires_on_one_spike_that_the_loss_paid_for() -> None:
         norms(spikes={150: 80.0}),  # nothing came of it
         np.concatenate([norms(count=150), norms(20.0, count=150)]),  # rises, and stays
         norms(spikes={2: 50.0, 5: 60.0, 9: 70.0, 12: 50.0}),  # while it warms up
+        norms() * (1 + 60 * np.exp(-np.arange(300) / 15)),  # falls from a high start
         np.exp(np.random.default_rng(0).standard_normal(3000)),  # wide, with no spikes of its own
     ],
 )

@@ -31,6 +31,7 @@ def test_a_decayed_scale_and_decayed_norms_are_named() -> None:
     [
         {"weight_decay": 0.0},
         {"weight_decay": 0.001, "lr": 1e-6},
+        {"weight_decay": 0.01, "lr": 2e-3},  # torch's default, for all parameters
         {"weight_decay": 0.2, "decoupled_weight_decay": False},
     ],
 )
@@ -41,6 +42,11 @@ def test_none_or_a_negligible_pull_or_coupled_decay_is_quiet(case: dict[str, Any
 @pytest.mark.parametrize(("smallest", "expected"), [(0.4599, 1), (0.4601, 0)])
 def test_flips_at_its_threshold(smallest: float, expected: int) -> None:
     assert len(list(weight_decay_on_scale(decayed(0.2), smallest=smallest))) == expected
+
+
+@pytest.mark.parametrize(("strength", "expected"), [(0.919, 1), (0.921, 0)])
+def test_flips_at_the_strength_of_the_decay(strength: float, expected: int) -> None:
+    assert len(list(weight_decay_on_scale(decayed(0.2), strength=strength))) == expected
 
 
 def test_skipped_without_optimizer() -> None:
