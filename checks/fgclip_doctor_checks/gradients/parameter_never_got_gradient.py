@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.parts import (
+    TOWER_OF,
     WATCHED,
     branch_runs,
     dead,
@@ -15,6 +16,7 @@ from fgclip_doctor.parts import (
     tower,
     without_gradient,
 )
+from fgclip_doctor.provenance import from_one, gains
 from fgclip_doctor.run import Optimizer
 from fgclip_doctor_checks.causes import explaining
 
@@ -31,10 +33,13 @@ def parameter_never_got_gradient(run: Run, *, share: float = 0.25) -> Iterator[F
     that is never added leaves it as it was, and nothing raises an error.
     Evidence: a recording, which saw the gradients; else Adam's state: there is none for a parameter whose gradient was
     always None, and a second moment of exactly zero where it was always zero. Where it isn't known which parameter has
-    which index, a `share` of all of them without a gradient is told by its count. In a recording of 20 steps, any
+    which index, a `share` of all of them without a gradient is told by its count; and so is a module of that size,
+    whatever its name, that is as it was initialised. In a recording of 20 steps, any
     module that has a matrix counts, whatever it is called.
-    Benign: what was declared to be frozen; the last blocks of a tower (features are often taken before them), poolers,
-    tables and adapters; the scale of a branch that does not run at all; a learning rate of zero; a run without a step.
+    Benign: what was declared to be frozen; a tower of trained weights without any state, its head included, which was
+    frozen and handed to the optimizer all the same (of a checkpoint alone); the last blocks of a tower (features are
+    often taken before them), poolers, tables and adapters; the scale of a branch that does not run at all; a learning
+    rate of zero; a run without a step.
     Fix: follow the loss back to the parameter: look for detach(), no_grad(), a head that is computed but not used, and
     reentrant checkpointing over frozen inputs. If the branch is off on purpose, freeze the parameter.
     Sources: torch.optim.Adam (state is made at the first gradient); 2U1/Qwen-VL-Series-Finetune#193.
@@ -54,8 +59,11 @@ def parameter_never_got_gradient(run: Run, *, share: float = 0.25) -> Iterator[F
     alive = {name for index in optimizer.indices if index not in without for name in optimizer.names.get(index, ())}
     parts = {tensor.name: role for role, tensor in run.heads()}
     parts |= {tensor.name: role for role, tensor in scales(run).items()}
+    asleep = {side for side in ("image", "text") if _frozen_tower(run, side, without, alive)}
     for index in sorted(without):
         names = optimizer.names.get(index, ())
+        if index not in optimizer.states and any(TOWER_OF.get(parts.get(name, "")) in asleep for name in names):
+            continue
         if names and parts.keys() >= set(names) and all(branch_runs(run, parts[name]) for name in names):
             listed = names[0] if len(names) == 1 else f"One of {', '.join(names)}"
             yield _finding(run, optimizer, index, f"{listed} is in the optimizer", ", ".join(names))
@@ -63,7 +71,7 @@ def parameter_never_got_gradient(run: Run, *, share: float = 0.25) -> Iterator[F
     for module, inside in _modules(run, set(parts), alive).items():
         if inside[0] in certain:
             yield _finding(run, optimizer, certain[inside[0]], f"{module} is in the optimizer", inside[0])
-    for side in ("image", "text"):
+    for side in sorted({"image", "text"} - asleep):
         blocks: dict[int, list[str]] = {}
         for name in tower(run, side):
             if name in certain and (found := BLOCK.search(name)):
@@ -73,6 +81,42 @@ def parameter_never_got_gradient(run: Run, *, share: float = 0.25) -> Iterator[F
             first = blocks[cut[0]][0]
             what = f"The {side} tower is in the optimizer with {len(blocks)} blocks"
             yield _finding(run, optimizer, certain[first], what, first, f"{len(cut)} of them, from block {cut[0]} on")
+            alive |= set(blocks[cut[0]])
+    for module, index in _new_modules(run, without, alive, share).items():
+        yield _finding(run, optimizer, index, f"{module} is in the optimizer", optimizer.names[index][0])
+
+
+def _frozen_tower(run: Run, side: str, without: set[int], alive: set[str]) -> bool:
+    """Whether all of a tower was given to the optimizer frozen: it has no state at all, and was trained before."""
+    optimizer, body = run.optimizer, tower(run, side)
+    held = [index for index in optimizer.indices if set(optimizer.names.get(index, ())) & set(body)]
+    if not held or not alive.isdisjoint(body) or any(i in optimizer.states or i not in without for i in held):
+        return False
+    trained = [from_one(gain) > 0 for gain in gains(run.checkpoint) if gain.name in body]
+    return any(trained) and run.recording is None
+
+
+def _new_modules(run: Run, without: set[int], alive: set[str], share: float) -> dict[str, int]:
+    """The outermost modules, whatever they are called, that hold a `share` of the parameters, none with a gradient,
+    and whose norm gains are all where a new model's are: nobody freezes a tower that knows nothing."""
+    optimizer = run.optimizer
+    found: dict[str, list[int]] = {}
+    for index in sorted(without) if run.recording is None else ():
+        words = optimizer.names.get(index, ("",))[0].split(".")[:-1]
+        while len(words) > 1 and not any(one.startswith(".".join(words[:-1]) + ".") for one in alive):
+            words.pop()
+        module = ".".join(words)
+        if module and not any(one.startswith(f"{module}.") for one in alive):
+            found.setdefault(module, []).append(index)
+    new = {
+        name: [from_one(gain) == 0 for gain in gains(run.checkpoint) if gain.name.startswith(f"{name}.")]
+        for name in found
+    }
+    return {
+        name: inside[0]
+        for name, inside in found.items()
+        if len(inside) >= share * len(optimizer.indices) and new[name] and all(new[name])
+    }
 
 
 def _modules(run: Run, known: set[str], alive: set[str]) -> dict[str, list[str]]:

@@ -160,3 +160,38 @@ def test_a_share_of_unnamed_parameters(dead: int, expected: int) -> None:
     else:
         with pytest.raises(Missing, match="not named"):
             list(parameter_never_got_gradient(unnamed))
+
+
+def two_towers(dead: str, gain: float, names: tuple[str, str] = ("pic_enc", "cap_enc"), role: str = "") -> Run:
+    """Two towers of three blocks each; that called `dead` has no state, and norm gains of `gain`."""
+    weights: dict[str, np.ndarray] = {}
+    for tower in names:
+        for block in range(3):
+            weights[f"{tower}.blocks.{block}.norm.weight"] = np.full(8, gain if tower == dead else 0.9)
+            weights[f"{tower}.blocks.{block}.fc.weight"] = np.ones((8, 8))
+        weights[f"{tower}.proj.weight"] = np.ones((8, 4))
+    tensors = checkpoint(weights).tensors
+    held = adam(tensors, dead=[name for name in weights if name.startswith(dead)])
+    return run(checkpoint(tensors, 100, optimizer=held), roles={role: f"{dead}.proj.weight"} if role else {})
+
+
+def test_a_new_tower_without_state_is_named_whatever_it_is_called() -> None:
+    [finding] = parameter_never_got_gradient(two_towers("cap_enc", 1.0))
+    assert finding.message.startswith("cap_enc is in the optimizer")
+
+
+@pytest.mark.parametrize("share", [0.51, 0.49])
+def test_a_module_flips_at_its_share_of_the_parameters(share: float) -> None:
+    assert len(list(parameter_never_got_gradient(two_towers("cap_enc", 1.0), share=share))) == (share < 0.5)
+
+
+@pytest.mark.parametrize(
+    ("names", "role"), [(("pic_enc", "cap_enc"), ""), (("text_model", "vision_model"), "head.image")]
+)
+def test_a_trained_tower_that_was_handed_over_frozen_is_quiet(names: tuple[str, str], role: str) -> None:
+    assert not list(parameter_never_got_gradient(two_towers(names[1], 0.8, names, role)))
+
+
+def test_a_new_tower_with_a_role_is_named_with_its_head() -> None:
+    made = two_towers("vision_model", 1.0, ("text_model", "vision_model"), "head.image")
+    assert next(one.where for one in parameter_never_got_gradient(made)) == "vision_model.proj.weight"
