@@ -86,6 +86,7 @@ def masked(run: Run, bank: Bank, alike: float) -> tuple[bool, str] | None:
     if log is None or len(log.values) < 16:
         return None
     first, last = log.values[:3], log.values[-max(5, len(log.values) // 8) :]
+    first = first[: 1 if first[-1] > 1.25 * first[0] else 3]  # a bank that is on from the start fills in them
     error = float(np.hypot(first.std() / np.sqrt(len(first)), last.std() / np.sqrt(len(last))))
     rows = float(last.mean() - first.mean())
     if rows <= 0.5 * bank.size:

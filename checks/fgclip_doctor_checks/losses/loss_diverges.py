@@ -6,7 +6,8 @@ from math import inf, log, sqrt
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics, theory
 from fgclip_doctor.events import between
-from fgclip_doctor.progress import Course, courses, shift_of_null
+from fgclip_doctor.progress import Course, candidates_at, courses, shift_of_null
+from fgclip_doctor.terms import logged_candidates
 from fgclip_doctor_checks.causes import explaining
 
 
@@ -48,7 +49,7 @@ def loss_diverges(
             continue
         judged += 1
         size = found.end - found.low
-        if found.half < early and course.term is not None and course.term.candidates > 2 * course.term.anchors:
+        if found.half < early and _on_from_the_start(run, course, found):
             continue
         if size < max(least, lost * found.learnt, errors * found.error) or _explained(run, course, found):
             continue
@@ -96,6 +97,18 @@ def _rise(course: Course) -> Loss | None:
     top = course.term.chance if course.term is not None else float(levels[0])
     learnt = max(0.0, top - float(levels[low]))
     return Loss(float(levels[low]), end, error, learnt, int(steps[start + (low + 1) * window - 1]), int(steps[middle]))
+
+
+def _on_from_the_start(run: Run, course: Course, found: Loss) -> bool:
+    """Whether a bank's rows were candidates at the lowest level already."""
+    import numpy as np
+
+    term = course.term
+    if term is None or term.candidates <= 2 * term.anchors:
+        return False
+    if logged_candidates(run, term.name) is None:
+        return "bank_warmup" in run.facts and run.number("bank_warmup") == 0
+    return bool(candidates_at(run, term, np.array([found.since]))[0] > 2 * term.anchors)
 
 
 def _explained(run: Run, course: Course, found: Loss) -> bool:

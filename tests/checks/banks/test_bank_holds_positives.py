@@ -55,6 +55,17 @@ def test_fires_where_all_rows_are_candidates_though_ids_are_kept() -> None:
     assert not list(bank_holds_positives(with_candidates(run_of(*repeated(2)), K - 1)))  # one masked an anchor
 
 
+def test_reads_the_candidates_of_a_bank_that_fills_from_the_first_step_on() -> None:
+    def run(brought: float) -> Run:
+        run = run_of(*repeated(2))
+        filling = np.minimum(16.0 * np.arange(80), brought)
+        run.series["train/candidates_region"] = runs.series("train/candidates_region", 16.0 + filling)
+        return run
+
+    assert list(bank_holds_positives(run(K)))
+    assert not list(bank_holds_positives(run(K - 1)))
+
+
 def test_fires_where_the_batch_is_in_the_bank_already() -> None:
     again = {"twins": np.ones(20)}
     (finding,) = bank_holds_positives(watched(site("loss.py:3", **again), site("loss.py:4", **again)))
