@@ -23,6 +23,8 @@ from fgclip_doctor.terms import Term, terms
 
 BARS = "▁▂▃▄▅▆▇█"
 COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
+PANES = {"clocks": 25, "state": 28, "gradients": 27}  # columns at 80: so wide is what they hold
+WIDE = 100  # columns, from which on headers are spelt out
 RECENT = 8  # values that "now" is the mean of
 
 
@@ -39,9 +41,13 @@ def screen(
         Layout(_findings(told, report), name="findings", size=found),
     )
     layout["middle"].split_row(
-        Layout(_pane("clocks", _clocks(run)), name="clocks"),
-        Layout(_pane("bank and scales", _state(run)), name="state"),
-        Layout(_pane("gradient norms", _gradients(run, width // 3)), name="gradients"),
+        Layout(_pane("clocks", _clocks(run)), name="clocks", ratio=PANES["clocks"]),
+        Layout(_pane("bank and scales", _state(run)), name="state", ratio=PANES["state"]),
+        Layout(
+            _pane("gradient norms", _gradients(run, width * PANES["gradients"] // 80)),
+            name="gradients",
+            ratio=PANES["gradients"],
+        ),
     )
     return layout
 
@@ -75,8 +81,8 @@ def _losses(run: Run | None, width: int) -> Panel:
     table.add_column("loss", no_wrap=True)
     for name in ("now", "N", "null level", "bits"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("loss over the run", ratio=1, no_wrap=True)
-    table.add_column("bits over the run", ratio=1, no_wrap=True)
+    for name in ("loss over the run", "bits over the run") if width >= WIDE else ("in time", "of bits"):
+        table.add_column(name, ratio=1, no_wrap=True)
     for row in _loss_rows(run, width) if run is not None else ():
         table.add_row(*row)
     return _pane("losses on their yardstick", table)
@@ -92,7 +98,7 @@ def _loss_rows(run: Run, width: int) -> Iterator[tuple[str, ...]]:
             null = f"{term.null.level:.2f}±{term.null.noise:.2f}" if known else f"over {term.chance:.2f}"
             name = inert(term.name)
             yield (
-                name if len(name) <= longest else f"…{name[1 - longest :]}",  # the end tells lines apart
+                _end_of(name, longest),
                 f"{_mean(values):.3f}",
                 f"{term.candidates:.4g}",
                 null,
@@ -102,6 +108,11 @@ def _loss_rows(run: Run, width: int) -> Iterator[tuple[str, ...]]:
             )
     except Missing as missing:
         yield (inert(str(missing)), "", "", "", "", "", "")
+
+
+def _end_of(name: str, longest: int) -> str:
+    """The end tells lines of a program, and layers of a model, apart."""
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -114,16 +125,19 @@ def _clocks(run: Run | None) -> Table:
     if run is None:
         return table
     clocks = run.recording.first.clocks if run.recording else {}
-    for name in ("forwards", "backwards", "steps", "scheduler_steps", "zero_grads", "skipped"):
+    for name in ("steps", "forwards"):
         if name in clocks:
-            table.add_row(name.replace("_", " "), f"{clocks[name]:,}")
+            table.add_row(name, f"{clocks[name]:,}")
     if clocks.get("steps"):
         expected = run.facts.get("accumulation")
-        meant = f" (meant: {expected.value})" if expected else ""
+        meant = f" (of {expected.value})" if expected else ""
         table.add_row("per step", f"{clocks.get('forwards', 0) / clocks['steps']:.3g}{inert(meant)}")
     seconds, elapsed = _last(run, "watching/seconds"), _last(run, "watching/elapsed")
     if seconds is not None and elapsed:
-        table.add_row("cost of watching", f"{100 * seconds / elapsed:.2f} %")
+        table.add_row("watching", f"{100 * seconds / elapsed:.2f} %")
+    for name in ("skipped", "scheduler_steps", "zero_grads", "backwards"):  # the last go first where room is scarce
+        if clocks.get(name):
+            table.add_row(name.removesuffix("_steps").replace("_", " "), f"{clocks[name]:,}")
     return table
 
 
@@ -147,12 +161,14 @@ def _state(run: Run | None) -> Table:
         table.add_row(inert(event.kind), f"step {event.step:,}")
     try:
         for scale in run.scales():
-            table.add_row(scale.role, f"{scale.last:.4f} (exp {math.exp(min(scale.last, 50)):.4g})")
+            table.add_row(
+                scale.role.removeprefix("scale."), f"{scale.last:.3f} (exp {math.exp(min(scale.last, 50)):.3g})"
+            )
     except Missing:
         pass  # a log alone: there is nothing to show, and the checks say what they miss
     rate = _last(run, "learning_rate")
     if rate is not None:
-        table.add_row("learning rate", f"{rate:.3g}")
+        table.add_row("lr", f"{rate:.3g}")
     return table
 
 
@@ -166,9 +182,9 @@ def _gradients(run: Run | None, width: int) -> Table:
     }
     largest = max(norms.values(), default=0.0)
     for name, norm in islice(sorted(norms.items(), key=lambda item: -item[1]), 12):
-        room = max(3, width - 40)
+        room = max(0, width - 34)
         bar = "█" * round(room * norm / largest) if math.isfinite(norm) and largest else ""
-        table.add_row(inert(name), f"{norm:.2e} {bar}")
+        table.add_row(_end_of(inert(name), max(8, width - 13)), f"{norm:.1e} {bar}".rstrip())
     whole = _last(run, "grad_norm")
     if whole is not None and not norms:
         table.add_row("all", f"{whole:.3g}")

@@ -19,7 +19,9 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUD
 
 def run(command: list[str], directory: Path, *, expect: int = 0) -> str:
     """What a command says on stderr."""
-    done = subprocess.run(command, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=100
+    )
     assert done.returncode == expect, done.stderr
     return done.stderr
 

@@ -141,7 +141,7 @@ def test_a_training_that_is_killed_leaves_all_that_it_wrote(tmp_path: Path) -> N
     file = tmp_path / "seen" / "rank-0.000.jsonl"
     step = _wait(lambda: _last_step(file) > 20 and _last_step(file))
     os.kill(json.loads(file.read_text().partition("\n")[0])["pid"], signal.SIGKILL)
-    _, said = watched.communicate()
+    _, said = watched.communicate(timeout=100)
     assert watched.returncode == 128 + signal.SIGKILL
     assert "checks passed" in said  # the summary of what was seen
     assert recording.read(tmp_path / "seen").watched.step >= step
@@ -152,7 +152,7 @@ def test_a_watcher_that_is_killed_leaves_the_training_alone(tmp_path: Path) -> N
     watcher = subprocess.Popen([*command, "--updates", "60", "--out", "out"], cwd=tmp_path, stderr=subprocess.DEVNULL)
     _wait(lambda: _last_step(tmp_path / "seen" / "rank-0.000.jsonl") > 2)
     watcher.kill()
-    watcher.wait()
+    watcher.wait(timeout=100)
     _wait(lambda: (tmp_path / "out.0").exists())
 
 
@@ -201,6 +201,34 @@ def test_a_model_that_the_training_drops_is_freed(tmp_path: Path) -> None:
     watcher.stop(0)
     assert alive() is None
     assert records(tmp_path)[-1]["kind"] == "end"
+
+
+def test_of_two_models_at_once_the_larger_is_watched_and_its_clocks_alone_count(tmp_path: Path) -> None:
+    def losses(watched: bool) -> list[float]:
+        watcher = Recorder(tmp_path) if watched else None
+        if watcher:
+            watcher.start()
+        torch.manual_seed(0)
+        models = [Pair(), nn.Linear(16, 8)]
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+        seen = []
+        for _ in range(8):
+            for model, optimizer, often in zip(models, optimizers, (1, 2), strict=True):
+                for _ in range(often):
+                    images, texts = pairs()
+                    loss = model(images, texts) if isinstance(model, Pair) else model(images).square().mean()
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    seen.append(float(loss.detach()))
+        if watcher:
+            watcher.stop(0)
+        return seen
+
+    assert losses(watched=True) == losses(watched=False)
+    first, end = records(tmp_path)[0], records(tmp_path)[-1]
+    assert (first["model"], end["kind"], end["forwards"], end["steps"]) == ("Pair", "end", 8, 8)
+    assert end["backwards"] == 24  # whose a backward pass is can't be told
 
 
 def loop(directory: Path, step: Callable[[Pair, torch.optim.Optimizer], object], *, steps: int = 6) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from fgclip_doctor.diagnosis import diagnose
+from fgclip_doctor.live import watch
+from fgclip_doctor.live.follow import Follower
 from fgclip_doctor.sources import recording
 from fgclip_doctor.sources.files import Unreadable
 from fgclip_doctor.sources.following import Following
@@ -54,7 +57,7 @@ def test_a_signal_reaches_the_command(number: signal.Signals, tmp_path: Path) ->
     assert watched.stdout is not None
     assert watched.stdout.readline() == "ready\n"
     watched.send_signal(number)
-    watched.communicate()
+    watched.communicate(timeout=100)
     assert watched.returncode == 5
 
 
@@ -68,7 +71,7 @@ def test_ctrl_c_of_the_terminal_ends_the_command_and_says_what_was_seen(tmp_path
     )
     _until(lambda: _kinds(tmp_path / "seen").count("step") > 3)
     os.killpg(watched.pid, signal.SIGINT)  # as a terminal does: the whole group
-    _, said = watched.communicate()
+    _, said = watched.communicate(timeout=100)
     assert watched.returncode == 130
     assert "checks passed" in said
     assert _kinds(tmp_path / "seen")[-1] == "end"
@@ -81,7 +84,7 @@ def test_ctrl_c_of_a_path_leaves_a_summary(tmp_path: Path) -> None:
     watched = start(["seen"], tmp_path)
     time.sleep(3)
     watched.send_signal(signal.SIGINT)
-    _, said = watched.communicate()
+    _, said = watched.communicate(timeout=100)
     assert watched.returncode == 130
     assert "checks passed" in said
 
@@ -100,16 +103,20 @@ def test_a_run_is_ended_for_what_was_found(at_once: bool, tmp_path: Path) -> Non
 def test_a_run_that_saves_nothing_is_not_ended_before_it_does(tmp_path: Path) -> None:
     words = ["--stop-on", "error", "--record", "seen", "--", *PLAIN, "--fault", "detached", "--updates", "300"]
     watched = start(words, tmp_path)
-    watched.communicate()
+    watched.communicate(timeout=100)
     assert watched.returncode == 0
 
 
 def test_a_path_is_looked_at_once(tmp_path: Path) -> None:
     train(tmp_path / "seen", steps=8)
-    done = subprocess.run([*WATCH, "--once", "seen"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*WATCH, "--once", "seen"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100
+    )
     assert done.returncode == 0
     assert "checks passed" in done.stderr
-    missing = subprocess.run([*WATCH, "--once", "no"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    missing = subprocess.run(
+        [*WATCH, "--once", "no"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100
+    )
     assert missing.returncode == 2
     assert len(missing.stderr.splitlines()) == 2
     assert "no: " in missing.stderr
@@ -120,10 +127,10 @@ def test_what_is_known_of_each_loss_is_written_for_tensorboard(tmp_path: Path) -
 
     train(tmp_path / "seen", steps=8)
     command = [*WATCH, "--once", "--tensorboard", "board", "seen"]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=100)
     series = tensorboard_events.read(tmp_path / "board").series
     bits = [one for name, one in series.items() if name.startswith("doctor/bits/")]
-    assert [len(one.values) for one in bits] == [15, 15]
+    assert [len(one.values) for one in bits] == [7, 7]
     assert all(one.startswith(("doctor/bits/", "doctor/null/", "doctor/candidates/")) for one in series)
 
 
@@ -152,6 +159,63 @@ def test_a_log_is_followed_through_growth_rotation_and_truncation(tmp_path: Path
     assert steps() == [7, 8, 9, 10, 11]
     log.write_text("".join(map(log_line, range(1, 4))))
     assert steps() == [1, 2, 3]
+
+
+def test_event_files_are_followed_as_they_appear_and_grow(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    following = Following([tmp_path], base=None, facts={}, roles={})
+
+    def steps() -> list[int] | None:
+        run = following.poll()
+        return None if run is None else run.series["train/loss"].steps.tolist()
+
+    assert steps() is None  # nothing is there yet
+    seen, first = [], SummaryWriter(str(tmp_path))
+    for part in (range(3), range(3, 5), range(5, 8)):
+        writer = SummaryWriter(str(tmp_path), filename_suffix=".2") if part.start == 5 else first  # a restarted process
+        for step in part:
+            writer.add_scalar("train/loss", 2.0, step)
+        writer.flush()
+        seen.append(steps())
+    assert seen == [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_checkpoints_are_read_as_they_appear(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    following = Following([tmp_path], base=None, facts={}, roles={})
+    seen = []
+    for step in (5, 10):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        save_file({"logit_scale": torch.tensor(2.0 + step / 10)}, checkpoint / "model.safetensors")
+        state = {"global_step": step, "log_history": [{"step": one, "loss": 2.0} for one in range(1, step + 1)]}
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+        run = following.poll()
+        assert run is not None
+        seen.append((run.step, len(run.series["loss"].values), len(run.checkpoints)))
+    assert seen == [(5, 5, 1), (10, 10, 2)]
+    assert following.poll() is None
+
+
+def test_a_line_a_minute_says_that_it_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(map(log_line, range(1, 6))))
+    following = Following([log], base=None, facts={}, roles={})
+    watcher = watch.Watcher(Follower(following.poll, lambda run: diagnose(run, [])), watch.Options(), subject="it")
+    times = iter([10.0, 59.0, 61.0, 62.0, 130.0])
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+    watcher.beat = 0.0
+    said = []
+    for now in times:  # noqa: B007 - the clock reads it
+        watcher.look()
+        said.append(capsys.readouterr().err)
+    line = "fgclip-doctor: step 5, 0 findings\n"
+    assert said == ["", "", line, "", line]
 
 
 def test_a_recording_is_read_on_and_anew_after_a_restart(tmp_path: Path) -> None:
