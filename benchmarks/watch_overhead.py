@@ -1,10 +1,11 @@
 """What watching costs a training: the same steps with and without it, in turn, as a ratio of their times.
 
-    python benchmarks/watch_overhead.py [--device cuda] [--model toy|tiny|vit] [--pairs 20]
+    python benchmarks/watch_overhead.py [--device cuda] [--model toy|tiny|vit] [--pairs 20] [--peer torch-audit]
 
 Each pair runs one block of steps unwatched and one watched, in alternating order, on the same model. "start" are the
-first steps of a run, of which each is looked at; "later" those after step 1,000, most of which are not. On a GPU the
-profiler counts the synchronisations of both, and they have to be as many.
+first steps of a run, of which many are looked at; "later" those after step 1,000, most of which are not; "between" the
+same without any look. On a GPU the profiler counts the synchronisations of both, and they have to be as many. With a
+peer, its blocks take turns with ours at the start of a run, and it has to be installed (without torch of its own).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,7 +27,9 @@ from fgclip_doctor.live.recorder import Recorder
 
 Step = Callable[[], None]
 LATER = 1000
-BLOCKS = {"toy": (100, 3000), "tiny": (20, 100), "vit": (2, 20)}  # steps of a block at the start, and later
+# steps of a block: at the start, later, and between looks
+BLOCKS = {"toy": (60, 3000, 1000), "tiny": (60, 100, 40), "vit": (10, 20, 10)}
+STAGES = ("start", "later", "between")
 
 
 class Towers(nn.Module):
@@ -96,26 +100,44 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def ratios(name: str, device: str, pairs: int, *, later: bool) -> tuple[float, list[float]]:
-    """Milliseconds of an unwatched step, and watched over unwatched time of each pair."""
+def ratios(name: str, device: str, pairs: int, stage: str, peer: str = "") -> tuple[float, dict[str, list[float]]]:
+    """Milliseconds of an unwatched step; and watched over unwatched time of each pair, by who watches."""
     model, optimizer, step = training(name, device)
-    steps = BLOCKS[name][later]
+    steps = BLOCKS[name][STAGES.index(stage)]
     block(max(1, steps // 4), step, device)
-    alone, found = [], []
+    ways = ["alone", "fgclip-doctor", *filter(None, [peer])]
+    alone: list[float] = []
+    found: dict[str, list[float]] = {way: [] for way in ways[1:]}
     for pair in range(pairs):
-        taken: dict[bool, float] = {}
-        for watched in (pair % 2 == 0, pair % 2 == 1):
-            with tempfile.TemporaryDirectory() as directory:
-                recorder = Recorder(Path(directory))
-                if watched:
-                    recorder.clocks["steps"] = LATER if later else 0
-                    recorder.pace.looking = not later
-                    recorder.start(model, optimizer)
-                taken[watched] = block(steps, step, device)
-                recorder.stop(0)
-        alone.append(1000 * taken[False] / steps)
-        found.append(taken[True] / taken[False])
+        taken: dict[str, float] = {}
+        for way in ways[pair % len(ways) :] + ways[: pair % len(ways)]:
+            with watched_by(way, model, optimizer, stage):
+                taken[way] = block(steps, step, device)
+        alone.append(1000 * taken["alone"] / steps)
+        for way, of_each in found.items():
+            of_each.append(taken[way] / taken["alone"])
     return statistics.median(alone), found
+
+
+@contextmanager
+def watched_by(way: str, model: nn.Module, optimizer: torch.optim.Optimizer, stage: str) -> Iterator[None]:
+    if way == "fgclip-doctor":
+        with tempfile.TemporaryDirectory() as directory:
+            recorder = Recorder(Path(directory))
+            if stage != "start":
+                recorder.clocks["steps"], recorder.pace.looking = LATER, False
+                recorder.pace.next = LATER + (10 if stage == "later" else 1 << 40)
+            recorder.start(model, optimizer)
+            yield
+            recorder.stop(0)
+    elif way == "torch-audit":
+        from torch_audit import autopatch
+
+        auditor = autopatch(model, optimizer=optimizer, every_n_steps=10, reporters=[])
+        yield
+        auditor.unpatch()
+    else:
+        yield
 
 
 def synchronisations(name: str, watched: bool) -> int:
@@ -151,19 +173,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", choices=BLOCKS, action="append")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--stage", choices=STAGES, action="append")
+    parser.add_argument("--peer", choices=["torch-audit"], default="", help="watch by it, too, at the start")
     parser.add_argument("--memory-steps", type=int, default=0, help="also watch so many steps, and show the memory")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| model | steps | ms a step | watched / alone: median | middle half | pairs |\n|---|---|---|---|---|---|")
+    print("| model | steps | by | ms a step | watched / alone: median | middle half | pairs |")
+    print("|---|---|---|---|---|---|---|")
     for name in options.model or BLOCKS:
-        for later in (False, True):
-            milliseconds, found = ratios(name, options.device, options.pairs, later=later)
-            low, middle, high = statistics.quantiles(found, n=4)
-            print(
-                f"| {name} | {'later' if later else 'start'} | {milliseconds:.2f} | {middle:.4f} "
-                f"| {low:.3f} to {high:.3f} | {len(found)} |",
-                flush=True,
-            )
+        for stage in ["start"] if options.peer else options.stage or STAGES:
+            milliseconds, found = ratios(name, options.device, options.pairs, stage, options.peer)
+            for way, of_each in found.items():
+                low, middle, high = statistics.quantiles(of_each, n=4)
+                print(
+                    f"| {name} | {stage} | {way} | {milliseconds:.2f} | {middle:.4f} "
+                    f"| {low:.3f} to {high:.3f} | {len(of_each)} |",
+                    flush=True,
+                )
         if options.device == "cuda":
             counts = [synchronisations(name, watched) for watched in (False, True)]
             print(f"synchronisations in 30 steps of {name}: {counts[0]} alone, {counts[1]} watched")
