@@ -33,7 +33,6 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD702", "FGD304", "features behind a transposed head aren't aligned"),
     # what keeps a bank from its work
     Cause("FGD402", "FGD401", "the counter isn't in the clock that its name or the configuration says"),
-    Cause("FGD401", "FGD201", "a warmup in the wrong clock may outlast the run"),
     Cause("FGD110", "FGD201", "code that asks for self.training never runs"),
     Cause("FGD201", "FGD202", "rows that nothing was written to are as they were made"),
     Cause("FGD603", "FGD204", "a box of no area gives a zero row"),
