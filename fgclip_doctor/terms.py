@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HARD_CANDIDATES = 11  # FG-CLIP, arXiv 2505.05071: one caption and ten hard negatives of it
 SCALE_ROLE = {"global": "scale.global", "total": "scale.global", "region": "scale.region", "hard": "scale.hard"}
 MOST_CANDIDATES = 1e12
-MOST_SCALE = 1000.0
+MOST_SPREAD = 256.0  # of unit features; a scale rests at 100, and logits that spread further aren't of such
 ASSUMED_DIMENSION = 512  # of CLIP's base models, where nothing says it: the null level depends on it weakly
 BRANCH_WORDS = {"region": r"region|roi|box|fine_?-?grain|dense|local", "hard": r"hard|hneg"}  # in the names of scales
 DERIVED = ("gradient norm/", "update ratio/")  # series that bear a tensor's name and aren't its value
@@ -183,7 +183,7 @@ def _of_site(run: Run, site: LossSite) -> Term:
         since=since,
         counted=f"{candidates:.4g} as seen in its logits",
         scale=scale,
-        scale_source="by the spread of its logits" if scale else "the spread of its logits was not recorded",
+        scale_source="by the spread of its logits" if scale else "no scale spreads the logits of unit features so",
         dimension=dimension,
         accumulation=max(1, round(len(site.steps) / len(series.steps))),
         sigmoid=sigmoid,
@@ -193,9 +193,13 @@ def _of_site(run: Run, site: LossSite) -> Term:
 @lru_cache(maxsize=256)  # every check that reads terms asks again
 def scale_with_level(level: float, anchors: float, candidates: float, dimension: int) -> float | None:
     """The scale at which unaligned features have their null level at `level`; None for no scale that a softmax has."""
-    low, high = 0.0, MOST_SCALE
-    if not log(candidates) - 1e-3 <= level <= MOST_SCALE:
+    low, high = 0.0, 16.0
+    if not log(candidates) - 1e-3 <= level <= MOST_SPREAD:
         return None
+    while null_of(anchors=anchors, candidates=candidates, scale=high, dimension=dimension).level < level:
+        low, high = high, 2 * high  # from below, for the null of a large scale takes long to compute
+        if high > MOST_SPREAD:
+            return None
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
         null = null_of(anchors=anchors, candidates=candidates, scale=middle, dimension=dimension)
@@ -305,8 +309,11 @@ def _scale_and_width(run: Run, name: str) -> tuple[float | None, str, int]:
         scale, source = scale_of(run, name)
     except Missing as reason:
         scale, source = None, str(reason)
-    if run.checkpoints or "dimension" in run.facts:
-        return scale, source, dimension_of(run)
+    try:
+        if run.checkpoints or "dimension" in run.facts:
+            return scale, source, dimension_of(run)
+    except Missing as reason:  # what a checkpoint's scale makes of it isn't known then, and ln N still is
+        return None, str(reason), ASSUMED_DIMENSION
     return scale, f"{source}; width {ASSUMED_DIMENSION} assumed", ASSUMED_DIMENSION
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from fgclip_doctor import Missing
 from fgclip_doctor.recorded import LossSite
-from fgclip_doctor.terms import Term, logged_candidates, terms
+from fgclip_doctor.terms import Term, logged_candidates, null_of, scale_with_level, terms
 from tests.watched_ranks import rank, site, watched
 
 
@@ -40,3 +40,14 @@ def test_a_site_without_a_single_number_is_no_term() -> None:
     assert isinstance(reason, Missing)
     with pytest.raises(Missing, match="not finite"):
         logged_candidates(run, "loss.py:12")
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3, 30.0, 100.0, 200.0])
+def test_the_spread_of_logits_tells_their_scale(scale: float) -> None:
+    level = null_of(anchors=8, candidates=60, scale=scale, dimension=64).level
+    assert scale_with_level(level, 8, 60, 64) == pytest.approx(scale, rel=2e-3)
+
+
+def test_logits_that_spread_like_no_unit_features_have_no_scale() -> None:
+    assert scale_with_level(null_of(anchors=8, candidates=60, scale=300.0, dimension=64).level, 8, 60, 64) is None
+    assert scale_with_level(4.0, 8, 60, 64) is None  # under ln 60

@@ -5,24 +5,18 @@ from math import log, log2
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.annotations import Annotations, Clash, Repeats
-from fgclip_doctor.terms import bank_rows, counts, sites
-
-CALLS = 8  # of a loss, at least
+from fgclip_doctor.terms import bank_rows, counts
 
 
 @check("FGD602", "duplicate-captions", Severity.WARNING)
-def duplicate_captions(
-    run: Run, *, share: float = 0.02, candidates: float = 64, met: float = 1 / 3, bits: float = 0.5
-) -> Iterator[Finding]:
+def duplicate_captions(run: Run, *, share: float = 0.02, candidates: float = 64) -> Iterator[Finding]:
     """Captions or images repeat so often that anchors meet their own caption among their negatives.
 
     Why: the target of a contrastive loss is one's own column alone. A copy of it among the candidates is pushed away
     though it is right, and the loss can't go under ln(1 + copies), however well the model knows.
     Evidence: `--data`. How many of the anchors meet a copy, over `share` of them, and the mean of ln(1 + copies), from
     how often each text occurs (in lower case) and the candidates per anchor; `candidates` where none are known. Copies
-    in the same image always meet. A region shows its short and its long text with even odds, as in FG-CLIP. Or a
-    recording, in which a share `met` of the anchors of a loss that has learnt `bits` find the positive's very logit
-    among the candidates once more.
+    in the same image always meet. A region shows its short and its long text with even odds, as in FG-CLIP.
     Benign: repeats that a batch rarely meets: in large data thousands may. Losses with several positives, rows of a
     bank that are masked by caption, and batches drawn without repeats cost nothing; annotations don't show those.
     Fix: mask equal captions (and equal images) in the logits, in the batch and in the bank; or draw batches without
@@ -30,9 +24,6 @@ def duplicate_captions(
     Sources: mlfoundations/open_clip#821; fartashf/vsepp#6; sentence-transformers' BatchSamplers.NO_DUPLICATES; the
     threshold of 2 % is a choice: copies then cost 1 % of a bit or more.
     """
-    yield from _seen(run, met, bits)
-    if run.data is None and run.recording is not None:
-        return
     data = run.annotations
     for term, what, repeats in _judged(data):
         known, how = _candidates(run, term, candidates)
@@ -42,11 +33,11 @@ def duplicate_captions(
         if clash.share <= share:
             continue
         text, part = max((one.commonest for one in repeats), key=lambda common: common[1])
-        lost = clash.floor / log(2)
+        bits = clash.floor / log(2)
         often = f' The commonest, "{text}", is {part:.2%} of them.' if part > 0.001 and term != "image" else ""
         yield Finding(
             message=f"With {known:.4g} candidates, {clash.share:.1%} of the anchors meet their own {what} among the "
-            f"negatives: {lost:.2g} of {log2(max(known, 2)):.3g} bits can't be learnt, and the loss ends at "
+            f"negatives: {bits:.2g} of {log2(max(known, 2)):.3g} bits can't be learnt, and the loss ends at "
             f"{clash.floor:.2g} or more.{often}",
             where=f"{data.path}: {what}",
             evidence=(
@@ -63,37 +54,6 @@ def duplicate_captions(
                     expected=0.0,
                     why="mean of ln(1 + copies)",
                     source=data.path,
-                ),
-            ),
-        )
-
-
-def _seen(run: Run, met: float, bits: float) -> Iterator[Finding]:
-    """Losses whose anchors met copies of their positive, as the logits show. All of them do in a batch that stands in
-    the bank already (FGD206), or where texts are all alike, and then nothing is learnt.
-    """
-    import numpy as np
-
-    for site in sites(run):
-        known = np.flatnonzero(np.isfinite(site.twins)) if site.twins is not None else np.zeros(0, dtype=np.int64)
-        if site.twins is None or site.targets == "constant" or len(known) < CALLS:
-            continue
-        last = known[len(known) // 2 :]  # a bank may have come on before them
-        twice, learnt = float(site.twins[last].mean()), float((site.null - site.loss)[last].mean())
-        if not met <= twice < 0.95 or learnt < bits * log(2):
-            continue
-        yield Finding(
-            message=f"{twice:.0%} of the anchors of the loss at {site.name} meet a copy of their positive among the "
-            f"negatives: each has a loss of {log(2):.2g} or more, however well the model knows.",
-            where=f"loss at {site.name}",
-            evidence=(
-                Evidence(
-                    name="anchors whose positive is a candidate twice",
-                    value=round(twice, 4),
-                    expected=f"under {met:.0%}",
-                    why=f"the same logit, to float32, in {len(last)} recorded calls of {site.candidates[-1]:.4g} "
-                    "candidates; nothing masks it",
-                    source=run.watched.first.path,
                 ),
             ),
         )

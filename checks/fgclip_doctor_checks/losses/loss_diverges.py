@@ -36,19 +36,19 @@ def loss_diverges(
     nothing at its old level again. Candidates, scale, bank or learning rate that changed at the rise, as logged,
     declared or stated, explain a rise up to half as large again as the one they predict.
     Benign: a single low value or a single spike; the start; a bank that comes on and fills, and one that is on in the
-    first `early` steps, whose rows are told by their age while features move fast; cosine restarts; a loss scaled by
-    the accumulation (FGD404). Harder data from some step on look the same: declare the change.
+    first `early` steps, whose rows are told by their age while features move fast; one of several terms whose yardstick
+    isn't known, for a bank may have come on for it; cosine restarts; a loss scaled by the accumulation (FGD404). Harder
+    data from some step on look the same: declare the change.
     Fix: go back to the checkpoint before the step that is named, halve the learning rate, and clip gradients at 1.
     Sources: Wortsman et al. 2023, "Stable and low-precision training for large-scale vision-language models", section 3
     (loss spikes); fgclip_doctor.theory (how far a bank moves the null level).
     """
-    judged = 0
-    for course in courses(run):
-        found = _rise(course)
-        if found is None:
-            continue
-        judged += 1
+    judged = [(course, found) for course in courses(run) if (found := _rise(course)) is not None]
+    together = all(found.end - found.low >= least for _, found in judged)
+    for course, found in judged:
         size = found.end - found.low
+        if course.term is None and not together:
+            continue  # a bank may have come on for one of the terms, and nothing tells
         if found.half < early and _on_from_the_start(run, course, found):
             continue
         if size < max(least, lost * found.learnt, errors * found.error) or _explained(run, course, found):

@@ -11,7 +11,6 @@ from fgclip_doctor.run import Missing, Run
 from fgclip_doctor_checks.data.duplicate_captions import duplicate_captions
 from tests import runs
 from tests.annotated import audited, records, spoilt
-from tests.watched_ranks import rank, site, watched
 
 
 def found(run: Run, **thresholds: float) -> dict[str, tuple[Any, Any]]:
@@ -98,25 +97,3 @@ def test_without_a_batch_size_a_modest_one_is_assumed_and_said(tmp_path: Path) -
 def test_without_annotations_it_is_skipped() -> None:
     with pytest.raises(Missing, match="--data"):
         list(duplicate_captions(runs.run(facts={"micro_batch": 4})))
-
-
-@pytest.mark.parametrize(
-    ("twins", "bits", "expected"),
-    [(0.34, 2.0, 1), (0.32, 2.0, 0), (0.94, 2.0, 1), (0.96, 2.0, 0), (0.5, 0.6, 1), (0.5, 0.4, 0)],
-)
-def test_flips_at_the_share_of_anchors_that_a_recording_saw_meet_a_copy(
-    twins: float, bits: float, expected: int
-) -> None:
-    """Over 95 % it is a batch in its own bank, and without anything learnt texts that are all alike."""
-    run = watched(rank(0, site(twins=np.full(20, twins), bits=bits)))
-    assert len(list(duplicate_captions(run))) == expected
-
-
-def test_a_batch_that_stands_in_the_bank_since_it_is_on_is_no_repeated_caption() -> None:
-    in_bank = np.where(np.arange(20) < 9, 0.0, 1.0)  # 55 % of all
-    assert not list(duplicate_captions(watched(rank(0, site(twins=in_bank)))))
-
-
-def test_few_calls_and_coarse_logits_say_nothing_of_copies() -> None:
-    assert not list(duplicate_captions(watched(rank(0, site(twins=np.full(7, 0.5), calls=7)))))
-    assert not list(duplicate_captions(watched(rank(0, site(twins=np.full(20, np.nan))))))
