@@ -441,7 +441,8 @@ def _matching(anchors: NDArray[Any], candidates: NDArray[Any], block: int = 512)
 
 
 def _width_first(run: Run, keys: Mapping[str, Tensor]) -> dict[str, bool]:
-    """Which banks are stored as (D, K): by the widths of the heads, the bank's known size, unit norms, or each other.
+    """Which banks are stored as (D, K): by the widths of the heads, the bank's known size, unit norms, those of
+    any layer, or each other.
 
     Raises `Missing` where none of them tells.
     """
@@ -478,7 +479,9 @@ def _told(run: Run, tensor: Tensor) -> bool | None:
     # unit rows are unit to rounding; the other axis of a square bank of noise comes within a few percent of it
     if min(across, along) < 0.02 and min(across, along) < max(across, along) / 5:
         return across < along
-    return None
+    made = {one.shape[0] for name, one in run.tensors.items() if len(one.shape) == 2 and name.endswith(".weight")}
+    matches = [length in made for length in tensor.shape]  # what some layer gives out
+    return matches[0] if matches.count(True) == 1 else None
 
 
 def _count(run: Run, role: str, checkpoint: Checkpoint) -> int | None:

@@ -120,6 +120,14 @@ def test_one_bank_tells_the_other() -> None:
     assert bank.memory_bank(runs.run(runs.checkpoint(stored), roles=roles)).width_first == {"image": True, "text": True}
 
 
+@pytest.mark.parametrize("width_first", [True, False])
+def test_rows_that_are_not_unit_are_told_by_what_a_layer_gives_out(width_first: bool) -> None:
+    images, _ = features.cone(np.random.default_rng(0), 96, 48)
+    stored = {"q": 3 * (images.T if width_first else images), "enc.out.weight": np.zeros((48, 32))}
+    held = bank.memory_bank(runs.run(runs.checkpoint(stored), roles={"bank.image_keys": "q"}))
+    assert (held.size, held.dimension) == (96, 48)
+
+
 def test_a_bank_that_could_be_either_way_round_is_missing() -> None:
     run = runs.run(runs.checkpoint({"q": np.zeros((48, 96))}), roles={"bank.image_keys": "q"})
     with pytest.raises(Missing, match="--fact dimension"):

@@ -206,6 +206,13 @@ def test_skipped_without_what_makes_the_yardstick(lost: str) -> None:
         found(run)
 
 
+def test_collapsed_features_are_told_whatever_their_width() -> None:
+    run = logged(log(4) + 1e-3 * np.random.default_rng(0).standard_normal(200))
+    del run.facts["dimension"]
+    (finding,) = found(run)
+    assert "at chance (collapsed)" in finding.message
+
+
 def test_skipped_without_the_scale() -> None:
     run = logged(CHANCE_4)
     del run.roles["scale.global"]
