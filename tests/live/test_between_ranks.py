@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fgclip_doctor import Missing
-from fgclip_doctor.live import launcher
 from fgclip_doctor.run import Run
 from fgclip_doctor.sources import load
 from fgclip_doctor_checks import CHECKS
 from tests.gauntlet.core_runs import CoreBase, on_ranks, tuned
 
-ROOT = Path(__file__).parents[2]
 CODES = {
     "": set[str](),
     "gather-without-gradient": {"FGD801"},
@@ -34,24 +31,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def watched(fault: str, base: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def watched(fault: str, base: Path, directory: Path) -> Run:
     """A run of 16 steps on two ranks, with a bank from the fifth."""
     bank = {"memory_bank_warmup_steps": 4, "memory_bank_size": 48}
     run = tuned(*filter(None, [fault]), width=32, ranks=2, micro_batch=4, max_steps=16, save_steps=16, model=bank)
-    environment = launcher.environment(directory / "recording", os.environ)
-    monkeypatch.setenv(launcher.VARIABLE, environment[launcher.VARIABLE])
-    paths = [environment["PYTHONPATH"], str(ROOT), str(ROOT / "checks")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    on_ranks(replace(run.config, output_dir=directory / "run", base=base), 2)
+    on_ranks(replace(run.config, output_dir=directory / "run", base=base), 2, directory / "recording")
     return load([directory / "recording"], facts={"micro_batch": "4"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", CODES)
-def test_a_fault_between_ranks_is_named(
-    fault: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = watched(fault, base, tmp_path, monkeypatch)
+def test_a_fault_between_ranks_is_named(fault: str, base: Path, tmp_path: Path) -> None:
+    run = watched(fault, base, tmp_path)
     assert run.recording is not None
     assert [rank.rank for rank in run.recording.ranks] == [0, 1]
     fired = set()
