@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 HARD_CANDIDATES = 11  # FG-CLIP, arXiv 2505.05071: one caption and ten hard negatives of it
 SCALE_ROLE = {"global": "scale.global", "total": "scale.global", "region": "scale.region", "hard": "scale.hard"}
 MOST_CANDIDATES = 1e12
-MOST_SPREAD = 256.0  # of unit features; a scale rests at 100, and logits that spread further aren't of such
+MOST_SCALE = 1000.0
+STRAIGHT = 256.0  # the scale from which on the null level is linear in it, to half a percent
 ASSUMED_DIMENSION = 512  # of CLIP's base models, where nothing says it: the null level depends on it weakly
 BRANCH_WORDS = {"region": r"region|roi|box|fine_?-?grain|dense|local", "hard": r"hard|hneg"}  # in the names of scales
 DERIVED = ("gradient norm/", "update ratio/")  # series that bear a tensor's name and aren't its value
@@ -193,13 +194,14 @@ def _of_site(run: Run, site: LossSite) -> Term:
 @lru_cache(maxsize=256)  # every check that reads terms asks again
 def scale_with_level(level: float, anchors: float, candidates: float, dimension: int) -> float | None:
     """The scale at which unaligned features have their null level at `level`; None for no scale that a softmax has."""
-    low, high = 0.0, 16.0
-    if not log(candidates) - 1e-3 <= level <= MOST_SPREAD:
+    low, high, below = 0.0, 16.0, log(candidates)
+    if not below - 1e-3 <= level <= MOST_SCALE:
         return None
-    while null_of(anchors=anchors, candidates=candidates, scale=high, dimension=dimension).level < level:
-        low, high = high, 2 * high  # from below, for the null of a large scale takes long to compute
-        if high > MOST_SPREAD:
-            return None
+    while (top := null_of(anchors=anchors, candidates=candidates, scale=high, dimension=dimension).level) < level:
+        if high >= STRAIGHT:  # the level of larger ones, whose null takes long to compute, goes up in a straight line
+            further = high + (level - top) * (high - low) / (top - below)
+            return further if further <= MOST_SCALE else None
+        low, high, below = high, 2 * high, top
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
         null = null_of(anchors=anchors, candidates=candidates, scale=middle, dimension=dimension)

@@ -42,12 +42,12 @@ def test_a_site_without_a_single_number_is_no_term() -> None:
         logged_candidates(run, "loss.py:12")
 
 
-@pytest.mark.parametrize("scale", [1.0, 14.3, 30.0, 100.0, 200.0])
+@pytest.mark.parametrize("scale", [1.0, 14.3, 30.0, 100.0, 200.0, 400.0])
 def test_the_spread_of_logits_tells_their_scale(scale: float) -> None:
     level = null_of(anchors=8, candidates=60, scale=scale, dimension=64).level
-    assert scale_with_level(level, 8, 60, 64) == pytest.approx(scale, rel=2e-3)
+    assert scale_with_level(level, 8, 60, 64) == pytest.approx(scale, rel=5e-3)
 
 
 def test_logits_that_spread_like_no_unit_features_have_no_scale() -> None:
-    assert scale_with_level(null_of(anchors=8, candidates=60, scale=300.0, dimension=64).level, 8, 60, 64) is None
+    assert scale_with_level(400.0, 8, 60, 64) is None  # that of scale 1,400
     assert scale_with_level(4.0, 8, 60, 64) is None  # under ln 60
