@@ -88,12 +88,14 @@ def parameter_never_got_gradient(run: Run, *, share: float = 0.25) -> Iterator[F
 
 def _frozen_tower(run: Run, side: str, without: set[int], alive: set[str]) -> bool:
     """Whether all of a tower was given to the optimizer frozen: it has no state at all, and was trained before."""
+    if run.recording is not None:  # it saw the gradients, and has no weights that would tell of a training
+        return False
     optimizer, body = run.optimizer, tower(run, side)
     held = [index for index in optimizer.indices if set(optimizer.names.get(index, ())) & set(body)]
     if not held or not alive.isdisjoint(body) or any(i in optimizer.states or i not in without for i in held):
         return False
     trained = [from_one(gain) > 0 for gain in gains(run.checkpoint) if gain.name in body]
-    return any(trained) and run.recording is None
+    return any(trained)
 
 
 def _new_modules(run: Run, without: set[int], alive: set[str], share: float) -> dict[str, int]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -195,3 +196,21 @@ def test_a_trained_tower_that_was_handed_over_frozen_is_quiet(names: tuple[str, 
 def test_a_new_tower_with_a_role_is_named_with_its_head() -> None:
     made = two_towers("vision_model", 1.0, ("text_model", "vision_model"), "head.image")
     assert next(one.where for one in parameter_never_got_gradient(made)) == "vision_model.proj.weight"
+
+
+def test_a_recording_is_asked_for_no_norm_gain() -> None:
+    """It holds none: the gradients that it saw are enough."""
+    names = ["vision_model.proj.weight", *(f"vision_model.blocks.{n}.norm.weight" for n in range(3))]
+    seen = watched(
+        *(parameter(name, gradient="none") for name in names),
+        *(parameter(f"text_model.blocks.{n}.fc.weight") for n in range(3)),
+        roles={"head.image": names[0]},
+        steps=WATCHED,
+    )
+    for tensor in seen.tensors.values():
+        tensor._measure = _unknown
+    assert names[0] in [one.where for one in parameter_never_got_gradient(seen)]
+
+
+def _unknown() -> NoReturn:
+    raise Missing("the recording holds no values")
