@@ -11,7 +11,8 @@ from fgclip_doctor.run import Missing, Optimizer, Run, Tensor
 
 IMAGE = re.compile(r"(?:^|[._])(?:vis(?:ion|ual)|image|img)", re.IGNORECASE)
 TEXT = re.compile(
-    r"(?:^|[._])(?:text|language|bert)|^(?:\w+\.)?(?:transformer|token_embedding|ln_final|positional)", re.IGNORECASE
+    r"(?:^|[._])(?:te?xt|caption|language|bert)|^(?:\w+\.)?(?:transformer|token_embedding|ln_final|positional)",
+    re.IGNORECASE,
 )
 ADAPTER = re.compile(r"(?:^|[._])(?:lora|adapter|ia3|prompt|prefix|hada|vera|dora)", re.IGNORECASE)
 TOWER_OF = {"head.image": "image", "head.region": "image", "head.text": "text", "head.text_long": "text"}

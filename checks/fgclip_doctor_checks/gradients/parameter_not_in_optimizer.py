@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fgclip_doctor import Evidence, Finding, Run, Severity, check
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.parts import frozen, named, planned_frozen, scales, trained
 from fgclip_doctor.run import Optimizer
 
@@ -24,6 +24,8 @@ def parameter_not_in_optimizer(run: Run) -> Iterator[Finding]:
     """
     optimizer = named(run)
     heads, temperatures = dict(run.heads()), scales(run)
+    if not heads:
+        raise Missing("no head was found among the weights; [tool.fgclip-doctor.roles] names them")
     parts = {**heads, **temperatures}
     held = {role for role, tensor in parts.items() if optimizer.may_hold(tensor.name)}
     expected = {role for role in heads if trained(run, role)}

@@ -5,11 +5,12 @@ from math import exp, inf, log
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
 from fgclip_doctor.events import learning_rate, log_scale, scales
-from fgclip_doctor.parts import branch_runs, named, planned_frozen, without_gradient
+from fgclip_doctor.parts import FLOATS, branch_runs, held_share, named, planned_frozen, without_gradient
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space
-from fgclip_doctor.run import Scale
+from fgclip_doctor.run import Optimizer, Scale
 from fgclip_doctor_checks.causes import explaining
 
+LOGARITHMS = log(5), log(100)  # where a scale lies that is kept as one, under whatever name
 LOOKS = 5  # of a recording, in which a scale that moves would have moved
 
 
@@ -50,7 +51,8 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
     """Why a scale can't move, the number that shows it, and the case among its causes; None if nothing holds it."""
     optimizer, tensor = named(run), scale.tensor
     if not optimizer.may_hold(tensor.name):
-        if not any(optimizer.may_hold(head.name) for _, head in run.heads()):
+        heads = [head.name for _, head in run.heads()]
+        if not (any(map(optimizer.may_hold, heads)) if heads else _all_but(run, scale, optimizer)):
             return None
         evidence = Evidence(name="groups that hold it", value=0, expected=1, source=str(optimizer.source))
         return "it is in no group of the optimizer (frozen, or left out)", evidence, "not-held"
@@ -88,6 +90,13 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
         evidence,
         "rounding",
     )
+
+
+def _all_but(run: Run, scale: Scale, optimizer: Optimizer) -> bool:
+    """Of a model whose heads have no known names: whether it is trained, and the scale is a logarithm, as a learnt one
+    is, which a temperature that is fixed on purpose isn't."""
+    matrices = [name for name, one in run.tensors.items() if len(one.shape) == 2 and one.dtype in FLOATS]
+    return LOGARITHMS[0] < scale.last < LOGARITHMS[1] and held_share(optimizer, matrices) > 0.5
 
 
 def _by_log(run: Run, cap: float) -> Iterator[Finding]:

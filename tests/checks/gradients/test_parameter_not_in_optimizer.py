@@ -87,6 +87,14 @@ def test_what_is_frozen_may_be_all_that_is_missing_of_equal_shapes(text_tower_is
     assert len(found) == expected
 
 
+def test_skipped_where_no_head_is_known() -> None:
+    """To pass would say that all are held."""
+    weights = checkpoint({"encoder.0.weight": np.ones((4, 4)), "logit_scale": np.array(2.6592)}).tensors
+    held = adam({"encoder.0.weight": weights["encoder.0.weight"]})
+    with pytest.raises(Missing, match="no head"):
+        list(parameter_not_in_optimizer(run(checkpoint(weights, optimizer=held))))
+
+
 def test_skipped_without_names() -> None:
     with pytest.raises(Missing, match="index"):
         list(parameter_not_in_optimizer(run(checkpoint(WEIGHTS, optimizer=optimizer([group(0, [0, 1])])))))

@@ -33,12 +33,21 @@ def test_a_gradient_of_exactly_zero_tells_it_without_the_candidates(tmp_path: Pa
     assert list(single_candidate(logged(tmp_path, [line(step, "0.00000000") for step in range(1, 11)])))
 
 
+@pytest.mark.parametrize(("first", "fires"), [(1, True), (200, False)])
+def test_a_zero_as_python_writes_it_is_one_where_nothing_was_learnt_yet(
+    tmp_path: Path, first: int, fires: bool
+) -> None:
+    run = logged(tmp_path, [line(step, "0.0", "0.0") for step in range(first, first + 10)])
+    assert len(list(single_candidate(run))) == fires
+
+
 @pytest.mark.parametrize(
     ("loss", "norm", "facts"),
     [
         ("0.0001237", "0.0", {"micro_batch": 1}),  # it is a loss
         ("0.00000000", "0.0031", {}),  # learnt by heart
         ("0.00", "0.00", {"micro_batch": 1}),  # as printed
+        ("0.0", "0.2", {"micro_batch": 1}),
     ],
 )
 def test_a_small_loss_is_none_of_it(tmp_path: Path, loss: str, norm: str, facts: dict[str, float]) -> None:

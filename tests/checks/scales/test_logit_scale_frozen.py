@@ -62,6 +62,23 @@ def test_no_group_holds_a_scale() -> None:
     assert {one.explained_by for one in found} == {("FGD102",)}
 
 
+@pytest.mark.parametrize(
+    ("value", "held", "expected"),
+    [
+        (2.6592, 3, 1),
+        (2.6592, 1, 0),  # most of the model is frozen, too
+        (0.07, 3, 0),  # a temperature, fixed on purpose
+        (4.6052, 3, 0),  # at its cap
+    ],
+)
+def test_a_scale_left_out_of_a_model_whose_heads_have_other_names(value: float, held: int, expected: int) -> None:
+    arrays = {f"mixer.{rows}.weight": np.ones((rows, 4)) for rows in (5, 6, 7)}
+    tensors = checkpoint({**arrays, "temp": np.array(value)}).tensors
+    state_of = adam({name: tensors[name] for name in list(arrays)[:held]}, lr=1e-3)
+    made = run(checkpoint(tensors, optimizer=state_of), roles={"scale.global": "temp"})
+    assert len(list(logit_scale_frozen(made))) == expected
+
+
 def test_a_scale_at_its_cap_or_a_model_without_trained_heads_is_quiet() -> None:
     assert not list(logit_scale_frozen(trained(log(100), held=["visual_projection.weight"])))
     frozen = trained(held=["logit_scale"])
