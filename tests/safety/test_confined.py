@@ -72,7 +72,7 @@ def weights(folder: Path) -> None:
 def optimizer(folder: Path, hostile: Sequence[str] = HOSTILE) -> None:
     names = [f"logit_scale{name}" for name in hostile]
     parameters = [torch.nn.Parameter(torch.ones(1)) for _ in names]
-    adam = torch.optim.AdamW(list(zip(names, parameters, strict=True)))
+    adam = torch.optim.AdamW(list(zip(names, parameters, strict=True)), weight_decay=0.1)
     for one in parameters:
         one.grad = torch.ones(1)
     adam.step()
