@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,6 +13,8 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fgclip_doctor.core.ranks import world_size
+
+SETTLING = 0.1  # seconds in which gloo's threads free the last backward pass, lest a process that ends hangs or aborts
 
 
 @contextmanager
@@ -29,6 +32,7 @@ def torchrun() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     yield
+    time.sleep(SETTLING)
     distributed.destroy_process_group()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -135,7 +136,8 @@ def main() -> None:
     if options.out:
         torch.save({"losses": torch.stack(losses), "model": model.state_dict()}, f"{options.out}.{rank}")
     if ranks > 1:
-        dist.barrier()  # destroying a group of gloo right after a backward pass can hang, watched or not
+        dist.barrier()
+        time.sleep(0.1)  # destroying a group of gloo right after a backward pass can hang or abort, watched or not
         dist.destroy_process_group()
 
 

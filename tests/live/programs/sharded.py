@@ -6,6 +6,7 @@ python sharded.py [--fault detached]
 from __future__ import annotations
 
 import argparse
+import time
 
 import torch
 import torch.distributed as dist
@@ -50,6 +51,7 @@ def main() -> None:
         model(images, images + 0.1).backward()
         optimizer.step()
     dist.barrier()
+    time.sleep(0.1)  # as in plain.py
     dist.destroy_process_group()
 
 
