@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from math import log
 from typing import TYPE_CHECKING
 
-from fgclip_doctor import dynamics
+from fgclip_doctor import dynamics, scale_forms
 from fgclip_doctor.run import Event, Run, Series, Source
 
 if TYPE_CHECKING:
@@ -59,17 +59,13 @@ def warmed_up(run: Run) -> float:
 
 def log_scale(series: Series) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps and natural logarithms of a logged scale, whichever of scale, its logarithm and temperature was logged."""
-    import numpy as np
-
     steps, values = dynamics.finite(series.steps, series.values)
-    leaf = series.name.rpartition("/")[2].lower()
-    if re.search(r"temp|tau", leaf) and not re.search(r"log", leaf):
-        kept = values > 0
-        return steps[kept], -np.log(values[kept])
-    if len(values) and values.max() > RAW:
-        kept = values > 0
-        return steps[kept], np.log(values[kept])
-    return steps, values
+    if not len(values):
+        return steps, values
+    leaf = series.name.rpartition("/")[2]
+    named = scale_forms.TEMPERATURE.search(leaf)  # of a temperature its start decides: it may come to lie anywhere
+    form = scale_forms.form_of(leaf, float(values[0] if named else values.max()), limit=RAW)
+    return dynamics.finite(steps, scale_forms.logarithms(form, values))
 
 
 def scales(run: Run) -> list[Series]:

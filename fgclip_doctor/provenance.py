@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgclip_doctor.parts import ELDER, FLOATS
 from fgclip_doctor.run import Checkpoint, Missing, Optimizer, Run, Scale, Tensor
+from fgclip_doctor.scale_forms import form_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -357,11 +358,10 @@ def derived(run: Run, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, T
 def in_log_space(scale: Scale) -> bool:
     """Whether a scale holds a logarithm, as CLIP's does, and not a temperature or the scale itself.
 
-    Told by a name that says temperature without log, and by size: exp(11) is beyond what any loss is computed with.
+    Told by its size, beside a name that says temperature: exp(11) is beyond what any loss is computed with.
     """
-    name = scale.tensor.name.lower()
-    temperature = ("temp" in name or "tau" in name) and "log" not in name
-    return not temperature and abs(scale.last) < 11
+    name = scale.tensor.name.rpartition(".")[2]
+    return scale.last > -11 and form_of(name, scale.last, limit=11) == "logarithm"
 
 
 def sigmoid(run: Run) -> bool:

@@ -13,6 +13,7 @@ from fgclip_doctor import dynamics, events, theory
 from fgclip_doctor.bank import Bank, memory_bank
 from fgclip_doctor.recorded import LossSite
 from fgclip_doctor.run import Missing, Run, Series, Source
+from fgclip_doctor.scale_forms import form_of, logarithms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -367,12 +368,14 @@ def scale_of(run: Run, name: str) -> tuple[float, str]:
         logs = events.log_scale(logged.standing)[1]
         value, source = (float(logs[-1]) if len(logs) else nan), str(logged.source)
     elif tensor is not None:
-        value, source = tensor.item(), str(tensor.source)
+        held = tensor.item()
+        form = form_of(tensor.name.rpartition(".")[2], held, limit=events.RAW)
+        value, source = float(logarithms(form, held)), str(tensor.source)
     else:
         raise Missing(f"the scale of the {name} loss isn't known; --fact scale=exp(logit_scale) states it")
-    if not -3.0 <= value <= 1000.0:
+    if not -3.0 <= value <= events.RAW:
         raise Missing(f"{source} is no logit scale: {value:g}")
-    return (exp(value) if value <= log(1000.0) else value), source
+    return exp(value), source
 
 
 def _logged_scale(run: Run, name: str) -> Series | None:

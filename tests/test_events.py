@@ -66,6 +66,12 @@ def test_candidates_banks_scales_and_legs() -> None:
         ("train/Logit_Scale", [14.29, 100.0], [2.6596, 4.6052]),
         ("temperature", [0.07, 0.01], [2.6593, 4.6052]),
         ("tau", [0.07, 0.0], [2.6593]),
+        ("temp", [2.6593, 4.6], [2.6593, 4.6]),  # the value decides, not the name
+        ("temp", [2.6593, 0.4], [2.6593, 0.4]),  # and of a scale that collapses, that at the start
+        ("temperature", [0.5, 1.7], [0.6931, -0.5306]),
+        ("train/temperature", [14.29, 5.0], [2.6596, 1.6094]),
+        ("log_temp", [-2.6593, -4.6052], [2.6593, 4.6052]),
+        ("logit_temperature", [0.07, 0.05], [2.6593, 2.9957]),
     ],
 )
 def test_scales_are_read_in_log_space(name: str, values: list[float], expected: list[float]) -> None:

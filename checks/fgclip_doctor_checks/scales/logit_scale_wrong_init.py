@@ -7,11 +7,13 @@ from fgclip_doctor import Evidence, Finding, Run, Severity, check
 from fgclip_doctor.events import learning_rate, log_scale, scales
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space, origin, sigmoid
 from fgclip_doctor.run import Checkpoint, Missing, Scale
+from fgclip_doctor.scale_forms import too_soft
 from fgclip_doctor_checks.causes import explaining
 
 SCRATCH, TRAINED, SIGMOID = log(1 / 0.07), log(100), log(10)
 YOUNG = log(1.5)  # a model whose scale has grown by less since its start is no finished CLIP
 ROUNDED = 5e-4  # of a value that was typed with three or four digits: 4.605, 14.28
+DUE = f"{TRAINED:.4f} (fine-tuning) or {SCRATCH:.4f} (from scratch)"
 RAW = {100.0: "exp(4.6052) itself", 1 / 0.07: "exp(2.6593) itself", 0.07: "a temperature", 0.01: "a temperature"}
 
 
@@ -23,10 +25,11 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
     far from the one they were trained for. A raw scale or a temperature in a log-space parameter is off by orders.
     Evidence: where the scale can have started, from its value in the first checkpoint and what the learning rates allow
     it to have moved; how the run started, from the norm gains; the base's own scale, with --base. From a log alone:
-    a first logged value of 1, which is wrong for every start.
+    a first logged value of 1, which is wrong for every start. However far it may have come, a scale can't have started
+    right if all that is within its reach lies between 2 and 5.
     Benign: a value that the base or the configuration declares; a branch scale at 14.3 beside a learnt global one that
     is still near it. The default of 2.6592 that transformers writes into every configuration declares nothing. Without
-    a base, nothing is said of a scale that may have moved by more than `widest`.
+    a base, nothing else is said of a scale that may have moved by more than `widest`.
     Fix: fine-tuning: start from the scale of the pretrained weights, for branches too (CLIP: ln 100 = 4.6052). From
     scratch: ln(1/0.07) = 2.6592; with the sigmoid loss ln 10 = 2.3026.
     Sources: Radford et al. 2021, section 2.5; Zhai et al. 2023 (SigLIP), section 3.3; huggingface/transformers#13430.
@@ -49,7 +52,7 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
         wrong, right, why = found
         value = first.tensors[scale.tensor.name].item()
         yield Finding(
-            message=f"{scale.tensor.name} started from {wrong:.4g}, where {right} was due: {why}.",
+            message=f"{scale.tensor.name} started from {wrong}, where {right} was due: {why}.",
             where=scale.tensor.name,
             evidence=(
                 Evidence(
@@ -67,44 +70,60 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
         raise Missing(reasons[0])
 
 
-def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tuple[float, str, str] | None, float]:
+def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tuple[str, str, str] | None, float]:
     """The wrong start, the right one and why, or None for a scale that may have started right; and its reach."""
     tensor = first.tensors[scale.tensor.name]
     value = tensor.item()
     reach = drift(run, tensor.name, until=first).reach(value)
     own = run.base.tensors.get(tensor.name) if run.base else None
-    if reach > widest and own is None:
-        raise Missing(f"{tensor.name} may have moved by {reach:.2g} since the start")
     reach += half_ulp(value, tensor.dtype)
 
     def may_be(start: float) -> bool:
         return abs(value - start) <= reach + half_ulp(start, tensor.dtype) + ROUNDED * abs(start)
 
     declared = run.number("logit_scale_init", SCRATCH)
+    if reach > widest and own is None:
+        own_rate = (first.optimizer or run.checkpoint.optimizer) is not None  # it may be another than is configured
+        if not (own_rate and too_soft(value, reach) and in_log_space(scale)) or may_be(declared):
+            raise Missing(f"{tensor.name} may have moved by {reach:.2g} since the start")
+        return _soft(value, reach), reach
     if (own is not None and may_be(own.item())) or (abs(declared - SCRATCH) > 1e-3 and may_be(declared)):
         return None, reach
     if own is not None:
-        return (value, f"{own.item():.4f}", f"that is {own.name} of the base"), reach
+        return (f"{value:.4g}", f"{own.item():.4f}", f"that is {own.name} of the base"), reach
     named_so = in_log_space(scale) or "logit_scale" in tensor.name
     for raw, what in RAW.items():
         if named_so and may_be(raw) and not may_be(0.0):  # 0 is where a collapsed scale is clamped
-            return (raw, f"{log(raw if raw > 1 else 1 / raw):.4f}", f"{raw:.4g} is {what}, not its logarithm"), reach
+            return (
+                f"{raw:.4g}",
+                f"{log(raw if raw > 1 else 1 / raw):.4f}",
+                f"{raw:.4g} is {what}, not its logarithm",
+            ), reach
     if named_so and not in_log_space(scale) and 11 < value < 2 * exp(TRAINED):
         return (
-            value,
+            f"{value:.4g}",
             f"{log(value):.4f}",
             "no loss is computed with its exp(): it is the scale, not its logarithm",
         ), reach
     if named_so and may_be(1.0):
-        return (1.0, f"{TRAINED:.4f} or {SCRATCH:.4f}", f"1 is what torch.ones makes: a scale of {exp(1.0):.2f}"), reach
+        return ("1", DUE, f"1 is what torch.ones makes: a scale of {exp(1.0):.2f}"), reach
     if not in_log_space(scale) or sigmoid(run):
         return None, reach
+    if too_soft(value, reach):
+        return _soft(value, reach), reach
     start = origin(run)
     if start.pretrained and may_be(SCRATCH) and not _beside_young(run, scale, first):
-        return (SCRATCH, f"{TRAINED:.4f}", f"the run started from trained weights ({start.why})"), reach
+        return (f"{SCRATCH:.4g}", f"{TRAINED:.4f}", f"the run started from trained weights ({start.why})"), reach
     if not start.pretrained and may_be(TRAINED):
-        return (TRAINED, f"{SCRATCH:.4f}", f"the run started from new weights ({start.why})"), reach
+        return (f"{TRAINED:.4g}", f"{SCRATCH:.4f}", f"the run started from new weights ({start.why})"), reach
     return None, reach
+
+
+def _soft(value: float, reach: float) -> tuple[str, str, str]:
+    low, high = value - reach, value + reach
+    between = f"between {low:.3g} and {high:.3g}" if high - low > 0.01 else f"{value:.4g}"
+    ones = "; 1 is what torch.ones makes" if low < 1 < high else ""
+    return between, DUE, f"that is a scale of {exp(low):.2g} to {exp(high):.2g}, where no training starts{ones}"
 
 
 def _beside_young(run: Run, scale: Scale, first: Checkpoint) -> bool:
@@ -132,13 +151,13 @@ def _by_log(run: Run, widest: float) -> Iterator[Finding]:
         if reach <= widest and abs(first - 1.0) <= reach + max(ROUNDED, series.resolution or 0.0):
             yield Finding(
                 message=f"{series.name} is {first:.4g} at step {step}: 1 is what torch.ones makes, a scale of "
-                f"{exp(1.0):.2f}, where {TRAINED:.4f} (fine-tuning) or {SCRATCH:.4f} (from scratch) was due.",
+                f"{exp(1.0):.2f}, where {DUE} was due.",
                 where=series.name,
                 evidence=(
                     Evidence(
                         name="logit scale",
                         value=round(first, 5),
-                        expected=f"{TRAINED:.4f} or {SCRATCH:.4f}",
+                        expected=DUE,
                         why=f"it can have moved by {reach:.2g} at most since the start",
                         source=str(series.source),
                         step=step,

@@ -8,7 +8,7 @@ import pytest
 
 from fgclip_doctor import Missing, Run
 from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
-from tests.runs import checkpoint, run, series
+from tests.runs import adam, checkpoint, run, series
 
 RNG = np.random.default_rng(0)
 TRAINED_NORMS = {f"blocks.{block}.norm.weight": RNG.normal(1, 0.3, 64) for block in range(4)}
@@ -61,6 +61,45 @@ def test_a_declared_start_is_quiet() -> None:
 @pytest.mark.parametrize("value", [100.0, 14.2857, 14.28, 0.07, 1.0])
 def test_a_raw_start_is_named(value: float) -> None:
     assert len(list(logit_scale_wrong_init(scaled(value, TRAINED_NORMS)))) == 1
+
+
+REACH = 240 * 4e-4 * 10**0.5  # of 240 steps at a rate of 4e-4: 0.30
+
+
+def trained(value: float, *, name: str = "logit_scale", **facts: Any) -> Run:
+    """A run of 240 steps at 4e-4 whose scale is now `value`, with the optimizer's state."""
+    weights = checkpoint({"w.weight": np.ones((4, 4)), name: np.array(value)}).tensors
+    now = checkpoint(weights, 240, optimizer=adam(weights, lr=4e-4, weight_decay=0.0, step=240))
+    return run(now, roles={"scale.global": name}, facts=facts)
+
+
+@pytest.mark.parametrize(
+    "value", [1.3, 1.0, log(2) + REACH + 0.01, log(5) - REACH - 0.01], ids=["1.3", "1", "over ln 2", "under ln 5"]
+)
+def test_what_no_start_in_reach_explains(value: float) -> None:
+    [finding] = logit_scale_wrong_init(trained(value))
+    assert "between" in finding.message
+
+
+@pytest.mark.parametrize("value", [log(2) + REACH - 0.01, log(5) - REACH + 0.01, 2.5, 3.7])
+def test_what_a_start_in_reach_explains_is_quiet(value: float) -> None:
+    with pytest.raises(Missing, match="may have moved by 0"):
+        list(logit_scale_wrong_init(trained(value)))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        trained(1.2, name="temperature"),
+        trained(1.2, name="tau"),
+        trained(1.3, logit_scale_init=1.0986),
+        scaled(1.3, {}, lr=4e-4),
+    ],
+    ids=["a temperature", "tau", "declared", "a rate that may not be its own"],
+)
+def test_a_soft_scale_may_be_right(case: Run) -> None:
+    with pytest.raises(Missing, match="may have moved"):
+        list(logit_scale_wrong_init(case))
 
 
 def test_a_temperature_by_name_is_quiet() -> None:
