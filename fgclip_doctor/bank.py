@@ -21,7 +21,7 @@ that it has, or its pairs agree by a cosine of 0.1 (with one modality alone: at 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log2, sqrt
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,6 +61,11 @@ class Rows:
     alignment: float | None  # mean cosine with the partners in the other bank; None without partners
     alignment_z: float | None
     verdict: Verdict
+
+    @property
+    def furthest(self) -> float:
+        """Standard deviations from random rows in the respect that tells them apart best."""
+        return max(abs(z) for z in (self.mean_cosine_z, self.spread_z, self.alignment_z) if z is not None)
 
     def evidence(self) -> tuple[Evidence, ...]:
         rows = f"{self.count} of the rows {self.start} to {self.stop}"
@@ -189,9 +194,8 @@ class Bank:
             alignment = float(np.einsum("md,md->", rows, _directions(self.rows(partner)[index])) / m)
         mean, mean_z, spread, spread_z = _isotropy(rows, d) if m > 1 and d > 1 else (0.0, 0.0, 1.0, 0.0)
         alignment_z = None if alignment is None else alignment * sqrt(d * m)
-        measured = [abs(z) for z in (mean_z, spread_z, alignment_z) if z is not None]
         verdict: Verdict = "noise" if has_power(m, d, paired=alignment is not None) else "undecided"
-        return Rows(
+        found = Rows(
             modality=modality,
             source=str(self.keys[modality].source),
             start=start,
@@ -204,8 +208,22 @@ class Bank:
             spread_z=spread_z,
             alignment=alignment,
             alignment_z=alignment_z,
-            verdict="encoded" if max(measured) > CRITICAL else verdict,
+            verdict=verdict,
         )
+        return replace(found, verdict="encoded") if found.furthest > CRITICAL else found
+
+    def overwritten(self, least: int = 8) -> int:
+        """About how many rows at the start were encoded where all others are as they were made; 0 where that isn't so.
+
+        With the pointer still at 0 they are what every enqueue writes to, as a ring that wrapped has written them all.
+        """
+        sizes = [least << power for power in range(self.size.bit_length()) if least << power <= self.size // 2]
+        told: dict[int, float] = {}
+        for size in sizes:
+            if all(rows.verdict == "noise" for rows in self.look(size)):
+                told[size] = max(rows.furthest for rows in self.look(0, size))
+        best = max(told, key=lambda size: told[size], default=0)
+        return best if best and told[best] > CRITICAL else 0
 
     def by_age(self) -> NDArray[np.int64]:
         """The numbers of the written rows, the oldest first."""
@@ -328,17 +346,30 @@ def warmup_over(run: Run, *, patience: int = 200, share: float = 0.2, checkpoint
 def steps_done(run: Run, checkpoint: Checkpoint | None = None) -> int:
     """Optimizer steps at a checkpoint (the latest by default), or the least that its forwards amount to.
 
-    Where the accumulation isn't known, a step is taken to be no more than 32 forwards.
+    Where the accumulation isn't known, a step is taken to be no more than 32 forwards. The number in a name that is
+    also that of the saved epoch counts no steps: the log does.
     """
     if checkpoint is not None and checkpoint is not run.checkpoint and checkpoint.step is not None:
         return checkpoint.step
     try:
-        return run.step
+        return max(run.step, _logged_steps(run) if _named_by_epoch(run.checkpoint) else 0)
     except Missing:
         count = forwards(run)
         if count is None:
             raise
         return int(count / run.number("accumulation", 32.0))
+
+
+def _named_by_epoch(checkpoint: Checkpoint) -> bool:
+    epochs = checkpoint.facts.get("epochs_done")
+    named = None if checkpoint.trainer_step is not None else checkpoint.step
+    return epochs is not None and named is not None and abs(named - int(epochs.value)) <= 1
+
+
+def _logged_steps(run: Run) -> int:
+    """The last step of the losses that were logged."""
+    names = {name for role, name in run.roles.items() if role.startswith("loss.")}
+    return max((int(one.steps[-1]) for name, one in run.series.items() if name in names and len(one.steps)), default=0)
 
 
 def observations(run: Run) -> Iterator[Evidence]:

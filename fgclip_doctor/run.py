@@ -58,6 +58,7 @@ FACTS: dict[str, str] = {
     "max_steps": "optimizer steps that the run was planned for",
     "num_epochs": "passes over the data that the run was planned for",
     "global_step": "optimizer steps done, as the trainer counts them",
+    "epochs_done": "passes over the data that were done, or begun, when the checkpoint was saved",
     "skipped_steps": "optimizer steps that were skipped, as the trainer counts them",
     "dataset_size": "samples in the training set",
     "steps_per_epoch": "optimizer steps in one pass over the data, as the trainer counts its epochs",

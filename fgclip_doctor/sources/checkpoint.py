@@ -448,6 +448,11 @@ def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> Non
             found.trainer_step = step
             found.facts.append(Fact("global_step", step, Source(str(path), key)))
             break
+    epochs = _number(content.get("epoch"))
+    if epochs is not None and valid("epochs_done", epochs) is not None:
+        found.facts.append(Fact("epochs_done", epochs, Source(str(path), "epoch")))
+        if found.step is not None and abs(found.step - epochs) <= 1 < abs(_applied(found) - epochs) and _applied(found):
+            found.step = None  # the number in the name counts epochs too, and the optimizer counts steps
 
 
 def _applied(found: Found) -> int:

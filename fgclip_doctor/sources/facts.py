@@ -18,6 +18,7 @@ LIMITS = {  # of the numbers: far beyond what a run may have, and still computed
     "max_steps": (1, 1e12),
     "num_epochs": (1e-6, 1e9),
     "global_step": (0, 1e12),
+    "epochs_done": (0, 1e9),
     "skipped_steps": (0, 1e12),
     "dataset_size": (1, 1e12),
     "steps_per_epoch": (1e-3, 1e12),

@@ -96,6 +96,19 @@ def test_a_step_that_begins_anew_with_each_epoch_is_not_the_run_s(
     assert found.checkpoint().step == (expected or 3)
 
 
+@pytest.mark.parametrize(("name", "step"), [("checkpoint_02.pth", 5), ("checkpoint_09.pth", 9)])
+def test_a_number_that_is_the_epoch_s_counts_no_steps(tmp_path: Path, name: str, step: int) -> None:
+    parameter = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = torch.optim.AdamW([parameter])
+    for _ in range(5):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    torch.save({"model": WEIGHTS, "optimizer": optimizer.state_dict(), "epoch": 2}, tmp_path / name)
+    found = read_file(tmp_path / name)
+    assert found.checkpoint().step == step
+    assert found.checkpoint().facts["epochs_done"].value == 2
+
+
 def test_a_bare_optimizer_is_read(tmp_path: Path) -> None:
     torch.save(torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict(), tmp_path / "optimizer.pt")
     found = read_file(tmp_path / "optimizer.pt")

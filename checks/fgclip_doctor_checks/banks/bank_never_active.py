@@ -13,7 +13,7 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
 
     Why: A bank that no code switches on leaves the batch alone as negatives, and no error says so. Typical causes: a
         flag that starts False and is never set, an enqueue behind a default argument or on a discarded replica, a
-        warmup counted in a clock that never gets there.
+        warmup counted in a clock that never gets there, a pointer that isn't written back.
     Evidence: The pointer, the fill flag and the saved switch, the rows against random rows, and rows that are
         bit-identical in two checkpoints or looks of a recording; beside the steps and forwards done, the bank's warmup
         and, where they were recorded, the candidates of the losses.
@@ -73,6 +73,11 @@ def _unused(bank: Bank) -> str | None:
         return f"The memory bank ({bank.size} rows) is still switched off: its negatives have never counted."
     if bank.pointer or bank.full:
         return None
+    if bank.pointer == 0 and (few := bank.overwritten()):
+        return (
+            f"The pointer of the memory bank never moves: every enqueue writes to its first rows (about {few}), and "
+            f"{bank.size - few} of {bank.size} are still those of its initialisation."
+        )
     verdicts = {rows.verdict for rows in bank.look()}
     if not bank.blank and "encoded" in verdicts:
         return None  # a ring that wrapped exactly

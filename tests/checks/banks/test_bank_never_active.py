@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.run import Fact, Source
 from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
 from tests import features
 from tests.features import bank_run, saved
+from tests.runs import series
 
 RNG = np.random.default_rng(0)
 NOISE, CONE = features.noise(RNG, 128, 64), features.cone(RNG, 128, 64)
@@ -35,6 +38,44 @@ def test_fires_where_the_switch_is_still_off() -> None:
 def test_fires_where_no_row_changes() -> None:
     run = bank_run(saved(CONE, pointer=40, full=True, step=120), saved(CONE, pointer=40, full=True, step=240))
     assert "between step 120 and step 240" in messages(run)[0]
+
+
+def mixed(rows: int) -> features.Pairs:
+    images, texts = (np.concatenate([cone[:rows], noise[rows:]]) for cone, noise in zip(CONE, NOISE, strict=True))
+    return images, texts
+
+
+@pytest.mark.parametrize("rows", [8, 16, 32])
+def test_fires_where_the_pointer_never_moves(rows: int) -> None:
+    (message,) = messages(bank_run(saved(mixed(rows), pointer=0, full=None)))
+    assert f"first rows (about {rows})" in message
+
+
+@pytest.mark.parametrize(("rows", "pointer"), [(128, 0), (120, 0), (32, 32), (32, None)])
+def test_quiet_where_it_moves(rows: int, pointer: int | None) -> None:
+    """All rows are written, but for the end of the ring (another rule's matter); or it stands where they end."""
+    assert not messages(bank_run(saved(mixed(rows), pointer=pointer, full=None)))
+
+
+def named_by_epoch(steps: int, **facts: int) -> Run:
+    """What MoCo saves: the number in the name counts epochs, and no optimizer's state counts steps."""
+    case = bank_run(saved(NOISE, pointer=0, full=None, step=3), **facts)
+    stated = {"epochs_done": Fact("epochs_done", facts["epochs_done"], Source("checkpoint_0003.pth", "epoch"))}
+    case.checkpoints = (replace(case.checkpoint, facts=stated, trainer_step=None),)
+    log = series("loss", np.ones(steps // 10), np.arange(steps // 10) * 10 + 10)
+    case.series, case.roles = {"loss": log}, {**case.roles, "loss.total": "loss"}
+    return case
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 4])
+def test_a_number_that_counts_epochs_counts_no_steps(epochs: int) -> None:
+    assert messages(named_by_epoch(300, epochs_done=epochs))
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(190, 3), (300, 1)], ids=["within patience", "the number is another"])
+def test_a_bank_may_be_in_its_warmup_still(steps: int, epochs: int) -> None:
+    with pytest.raises(Missing, match="warmup"):
+        messages(named_by_epoch(steps, epochs_done=epochs))
 
 
 def test_carries_its_proof() -> None:
