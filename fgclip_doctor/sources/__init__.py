@@ -93,7 +93,7 @@ def load(
                 run.series[name] = series  # a log_history holds all that went before it
     for name, text in (facts or {}).items():
         run.facts[name] = stated(name, text)
-    for fact in trainer.derived(run.facts):
+    for fact in [*trainer.logged(run.series, run.facts), *trainer.derived(run.facts)]:
         run.facts.setdefault(fact.name, fact)
     run.roles = parts.find(run.checkpoints[-1].tensors if run.checkpoints else {}, run.series, roles)
     run.checkpoints = tuple(_at_peak(run, one) for one in run.checkpoints)

@@ -48,7 +48,7 @@ HELD_OUT = re.compile(
     r"(?:^|[\W_])(?:eval|evaluation|evaluating|val|valid|validation|test|testing|sanity)(?:[\W_]|$)", re.I
 )
 MEAN = re.compile(r"\b(?:averaged?|mean|summary)\b", re.I)  # of an epoch: not a value of its own
-NO_SERIES = re.compile(r"(?:^|_)(?:cuda|gpu|port|pid|seed|version|v_num|device|batch_size)$", re.I)
+NO_SERIES = re.compile(r"(?:^|_)(?:cuda|gpu|port|pid|seed|version|v_num|device)$", re.I)
 METRIC = re.compile(
     r"loss|lr|learning|acc(?!um)|norm|scale|temp|ppl|nll|margin|sim|auc|recall|precision|top|bits|cos|logit|candidates|"
     r"entropy|gradient|nce|itc|itm|error|metric|r@|mae|mse|score|perplexity|^(?:total|global|region|hard)$",

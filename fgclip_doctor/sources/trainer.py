@@ -183,6 +183,43 @@ def derived(known: Mapping[str, Fact]) -> Iterator[Fact]:
         yield Fact("warmup_steps", math.ceil(steps.value * ratio.value), source)
 
 
+LOGGED = re.compile(r"(?:train(?:ing)?[/_.])?(\w+)")
+EFFECTIVE = "batch_size"  # may be that of a forward or that of a step, where the two differ
+
+
+def logged(series: Mapping[str, Series], known: Mapping[str, Fact]) -> Iterator[Fact]:
+    """The batch, the accumulation and the ranks that a log gives with every record, and that nothing else states.
+
+    Not a batch that the data's size and the steps of an epoch contradict.
+    """
+    told = dict(known)
+    for fact in ("world_size", "accumulation", "micro_batch"):
+        for name, one in series.items() if fact not in known else ():
+            key = LOGGED.fullmatch(name.lower())
+            constant = one.values.size > 2 and one.values[0] == one.values.min() == one.values.max()
+            if key is None or key[1] not in FACT_KEYS[fact] or not constant or one.values[0] % 1:
+                continue
+            value = valid(fact, int(one.values[0]))
+            parts = _factor(told, "accumulation") * _factor(told, "world_size")
+            if value is None or (key[1] == EFFECTIVE and parts > 1) or not _fits_epoch(fact, value * parts, known):
+                continue
+            told[fact] = Fact(fact, value, one.source)
+            yield told[fact]
+            break
+
+
+def _factor(known: Mapping[str, Fact], name: str) -> int:
+    return int(known[name].value) if name in known else 1
+
+
+def _fits_epoch(fact: str, batch: int, known: Mapping[str, Fact]) -> bool:
+    """Whether so large a batch passes over the data in the steps that the trainer counted, with a short last one."""
+    samples, steps = known.get("dataset_size"), known.get("steps_per_epoch")
+    if fact != "micro_batch" or samples is None or steps is None:
+        return True
+    return abs(float(samples.value) / batch - float(steps.value)) <= max(1.0, 0.02 * float(steps.value))
+
+
 def series(history: object, path: str) -> dict[str, Series]:
     """The `log_history` of a trainer_state.json: one series a key, NaN and infinities included."""
     columns: dict[str, list[tuple[int, float]]] = {}

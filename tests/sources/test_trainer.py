@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from fgclip_doctor.run import Fact, Source
 from fgclip_doctor.sources import trainer
 from fgclip_doctor.sources.checkpoint import read_directory
+from tests import runs
 
 NESTED = {"bank_size": 64, "bank_enabled": True, "bank_warmup": 16}
 
@@ -99,6 +101,34 @@ def test_a_warmup_share_of_a_known_run_is_a_number_of_steps() -> None:
     known = {fact.name: fact for fact in trainer.facts({"warmup_steps": 0.03, "max_steps": 150}, "args")}
     (fact,) = trainer.derived(known)
     assert (fact.name, fact.value) == ("warmup_steps", 5)  # ceil, as the Trainer does
+
+
+EPOCH = {"dataset_size": 3200, "steps_per_epoch": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("logged", "known", "expected"),
+    [
+        ({"batch_size": [32.0] * 9}, {}, {"micro_batch": 32}),
+        ({"train/micro_batch": [8.0] * 9, "accumulation": [4.0] * 9}, {}, {"micro_batch": 8, "accumulation": 4}),
+        ({"batch_size": [32.0] * 9}, EPOCH, {"micro_batch": 32}),
+        ({"batch_size": [64.0] * 9}, EPOCH, {}),  # 50 steps an epoch
+        ({"batch_size": [32.0] * 9}, {"accumulation": 4}, {}),  # of a forward, or of a step
+        ({"per_device_train_batch_size": [32.0] * 9}, {"accumulation": 4}, {"micro_batch": 32}),
+        ({"batch_size": [32.0] * 8 + [7.0]}, {}, {}),
+        ({"batch_size": [32.5] * 9}, {}, {}),
+        ({"batch_size": [32.0] * 2}, {}, {}),
+        ({"batch_size": [float("nan")] * 9}, {}, {}),
+        ({"val/batch_size": [32.0] * 9}, {}, {}),
+        ({"batch_size": [32.0] * 9}, {"micro_batch": 16}, {}),
+    ],
+)
+def test_what_a_log_gives_with_every_record(
+    logged: dict[str, list[float]], known: dict[str, float], expected: dict[str, int]
+) -> None:
+    series = {name: runs.series(name, values) for name, values in logged.items()}
+    facts = {name: Fact(name, value, Source("config.json")) for name, value in known.items()}
+    assert {fact.name: fact.value for fact in trainer.logged(series, facts)} == expected
 
 
 def test_log_history_becomes_series() -> None:
