@@ -12,7 +12,7 @@ from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
 from fgclip_doctor.findings import Evidence
-from fgclip_doctor.parts import modality, named, scales
+from fgclip_doctor.parts import named, scales, side
 from fgclip_doctor.run import Missing, Optimizer, OptimizerGroup, Run
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def _by_part(run: Run) -> str:
     temperatures = {tensor.name for tensor in scales(run).values()}
     parts: dict[str, list[int]] = {}
     for index, names in optimizer.names.items():
-        side = f"{modality(names[0])} tower" if modality(names[0]) else "the rest"
-        part = "heads" if names[0] in heads else "scales" if names[0] in temperatures else side
+        body = f"{which} tower" if (which := side(run, names[0])) else "the rest"
+        part = "heads" if names[0] in heads else "scales" if names[0] in temperatures else body
         parts.setdefault(part, []).append(index)
     known = {part: square for part, indices in parts.items() if (square := norm(optimizer, indices)) is not None}
     return ": " + ", ".join(f"{part} {one:.3g}" for part, one in sorted(known.items())) if known else ""

@@ -26,14 +26,24 @@ def modality(name: str) -> str:
     return "image" if IMAGE.search(name) else "text" if TEXT.search(name) else ""
 
 
-def tower(run: Run, side: str) -> list[str]:
+def side(run: Run, name: str) -> str:
+    """'image', 'text', or '' for a tensor that belongs to neither tower, by its name or by where its tower is."""
+    for one in ("image", "text"):
+        path = run.roles.get(f"tower.{one}", "")
+        if path and name.startswith(f"{path}."):
+            return one
+    return modality(name)
+
+
+def tower(run: Run, which: str) -> list[str]:
     """The parameters of the image or the text tower: inside a module of it, in no role, and no adapter."""
     played = set(run.roles.values())
+    placed = f"tower.{which}" in run.roles
     return [
         name
         for name, tensor in run.tensors.items()
-        if name.count(".") > 1
-        and modality(name) == side
+        if (placed or name.count(".") > 1)
+        and side(run, name) == which
         and name not in played
         and tensor.dtype in FLOATS
         and tensor.shape

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import dynamics
+from fgclip_doctor.loss_names import AROUND, is_loss
 from fgclip_doctor.run import Missing, Run, Series
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-HELD_OUT = re.compile(r"(?:^|[._/])(?:eval|val|valid|validation|test)(?:[._/]|$)")
-NO_TERM = re.compile(r"scale|weight|ratio|bits|noise|chance|coef|train_loss$")
 FEWEST = 20  # rows that a sum is told by
 STILL = 1e-5  # of a term's size: what is left of float32 once it was averaged
 EXACT = 2e-3  # of the spread of the total: what rounding and running means may leave
@@ -55,9 +53,9 @@ def parts_of(run: Run) -> list[Series]:
         for name, one in run.series.items()
         if name != total
         and one.source.path != sampled
-        and "loss" in name.lower()
-        and not HELD_OUT.search(name.lower())
-        and not NO_TERM.search(name.lower())
+        and is_loss(name)
+        and not AROUND.search(name.lower())
+        and not name.lower().endswith("train_loss")
         and len(one.values)
     ]
 

@@ -23,6 +23,7 @@ ORDER = (
     "run",
     "theory",
     "dynamics",
+    "loss_names",
     "scale_forms",
     "events",
     "schedule",

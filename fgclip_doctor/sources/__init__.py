@@ -95,7 +95,8 @@ def load(
         run.facts[name] = stated(name, text)
     for fact in [*trainer.logged(run.series, run.facts), *trainer.derived(run.facts)]:
         run.facts.setdefault(fact.name, fact)
-    run.roles = parts.find(run.checkpoints[-1].tensors if run.checkpoints else {}, run.series, roles)
+    last = run.checkpoints[-1] if run.checkpoints else None
+    run.roles = parts.find(last.tensors if last else {}, run.series, roles, last.optimizer if last else None)
     run.checkpoints = tuple(_at_peak(run, one) for one in run.checkpoints)
     if run.base and found:
         run.base = replace(run.base, tensors=under_names_of(run.base.tensors, found[-1].tensors))

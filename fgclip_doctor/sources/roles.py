@@ -1,20 +1,24 @@
 """The parts of the model and of the log by role, found by the patterns of their names and by their shapes.
 
 Real forks rename everything, so nothing here knows one model's names: `queue`, `image_queue`, `memory_bank.img_feats`
-and `xbm.keys` are all banks. Shapes decide between what the names leave open, and what stays open has no role.
+and `xbm.keys` are all banks. Shapes decide between what the names leave open, what no name tells is told by how the
+model is built (`fgclip_doctor.sources.structure`), and what stays open has no role.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from fgclip_doctor.run import Series, Tensor
+from fgclip_doctor.loss_names import AROUND, is_loss, is_total
+from fgclip_doctor.parts import modality
+from fgclip_doctor.run import Optimizer, Series, Tensor
+from fgclip_doctor.sources import structure
 
 BANK = re.compile(r"queue|bank|xbm|memory|(?:^|[._])(?:mem|moco|fifo)(?:[._\d]|$)")
 STORE = re.compile(r"(?:^|[._])(?:cached?|store[ds]?|neg(?:ative)?s?|dict(?:ionary)?|keys|feats?)(?:[._\d]|$)")  # pairs
-IMAGE = r"(image|img|visual|vision|vis|region|roi|box|v)"
-TEXT = r"(text|txt|caption|cap|lang|language|t)"
+IMAGE = r"(image|img|visual|vision|vis|pic|picture|photo|pixel|video|region|roi|box|patch|crop|v)"
+TEXT = r"(text|txt|caption|cap|lang|language|phrase|sentence|sent|word|title|token|tok|t)"
 POINTER = r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)"
 FULL = r"(full|filled|wrapped|is_?full|is_?filled|has_?wrapped)"
 ENABLED = r"(enabled?|active|activated|is_?on|use_\w+)"
@@ -22,18 +26,26 @@ COUNTED = r"(num|n)?(steps?|forwards?|fwds?|iters?|iterations?|calls?|batch(es)?
 COUNTING = r"n|nb|num|total|training|train|model|micro|count(er)?|seen|done"  # the other words in the name of a counter
 MAX_NAME = 200  # characters; a longer name is nobody's, and would be slow to search
 MAX_STORES = 64
-EVALUATION = {"eval", "evaluation", "val", "valid", "validation", "test", "testing", "dev", "sanity"}
-TOTAL = {"loss", "losses", "total", "overall", "train", "training", "step", "epoch", "iter", "batch"}  # no term's name
+KINDS = ("bank", "clock", "scale", "head", "tower")
+CONTRASTIVE = (
+    r"global|itc|ita(?![a-z])|contrast|clip|long|nce|ctr|sigmoid|siglip|xent|i2t|t2i|(?:image|img)_(?:te?xt|cap)"
+)
+WHOLE = r"(image|img|pic|picture|photo|full|whole)"
+LOSSES = ("loss.total", "loss.global", "loss.region", "loss.hard")
 _EDGE, _END = r"(?:^|[._])", r"(?:[._]|\d|$)"
 
 
 def find(
-    tensors: Mapping[str, Tensor], series: Mapping[str, Series], given: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor],
+    series: Mapping[str, Series],
+    given: Mapping[str, str] | None = None,
+    optimizer: Optimizer | None = None,
 ) -> dict[str, str]:
     """Role -> name of the tensor or series that plays it. `given` wins over everything found."""
     tensors = {name: tensor for name, tensor in tensors.items() if len(name) <= MAX_NAME}
-    roles = {**_bank(tensors), **_clock(tensors), **_scales(tensors), **_heads(tensors), **_losses(series)}
-    return {**roles, **(given or {})}
+    roles = {**_bank(tensors), **_clock(tensors), **_scales(tensors), **_heads(tensors), **(given or {})}
+    roles = {**_built(tensors, roles, optimizer), **roles}
+    return {**{role: roles[role] for role in sorted(roles, key=_place)}, **_losses(series), **(given or {})}
 
 
 def _words(pattern: str, name: str) -> bool:
@@ -120,10 +132,10 @@ def _affinity(one: str, other: str) -> int:
 
 
 def _related(one: str, other: str) -> bool:
-    """Of one module below the model itself, or with the same first word: `neg_img`, `neg_ptr`."""
+    """Of one module below the model itself, or with a word in common: `neg_img`, `neg_ptr`."""
     parent, _, leaf = one.rpartition(".")
     other_parent, _, other_leaf = other.rpartition(".")
-    return parent == other_parent and (bool(parent) or leaf.split("_")[0] == other_leaf.split("_")[0])
+    return parent == other_parent and (bool(parent) or bool(set(leaf.split("_")) & set(other_leaf.split("_"))))
 
 
 def _scales(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -149,7 +161,7 @@ def _branch(name: str) -> str:
     lower = name.lower()
     if re.search(r"hard|(?:^|[._/])hn(?:[._/]|$)|hneg", lower):
         return "hard"
-    if re.search(r"region|roi|box|fine_?-?grain|(?:^|[._/])fg(?:[._/]|$)|local|dense", lower):
+    if re.search(r"region|roi|box|fine_?-?grain|(?:^|[._/])(?:fg|patch|crop)(?:[._/]|$)|local|dense", lower):
         return "region"
     return "global"
 
@@ -180,27 +192,113 @@ def _heads(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {role: roles[role] for role in ("head.image", "head.text", "head.text_long", "head.region") if role in roles}
 
 
+def _place(role: str) -> int:
+    """Where a kind of role stands among the kinds."""
+    kind = role.partition(".")[0]
+    return KINDS.index(kind) if kind in KINDS else len(KINDS)
+
+
+def _built(tensors: Mapping[str, Tensor], roles: Mapping[str, str], optimizer: Optimizer | None) -> dict[str, str]:
+    """What no name tells, by how the model is built: heads with their towers, the bank, the scales."""
+    known = [name for role, name in roles.items() if role.startswith("head.")]
+    banks = {name for role, name in roles.items() if role.startswith("bank.")}
+    heads = structure.heads({name: one for name, one in tensors.items() if name not in banks}, known, optimizer)
+    found = _sides(heads, tensors, roles)
+    if not any(role.startswith("bank.") for role in roles):
+        widths = frozenset(head.width for head in heads) or frozenset(
+            tensors[name].shape[0 if name.endswith("weight") else 1] for name in known if name in tensors
+        )
+        found |= _stores(tensors, widths, optimizer)
+    contrastive = heads or known or any(role.startswith("bank.") for role in (*roles, *found))
+    if contrastive and not any(role.startswith("scale.") for role in roles):
+        names = structure.scales(tensors, [path for head in heads for path in head.towers])
+        hard = [name for name in names if re.search(r"(?:^|[._])neg", name.lower())]
+        branches = [_branch(name) for name in names if name not in hard]
+        if len(hard) < 2 and len(branches) == len(set(branches)):
+            found |= _by_branch("scale", [name for name in names if name not in hard])
+            found |= {"scale.hard": hard[0]} if hard and branches else {}
+    return found
+
+
+def _sides(heads: Sequence[structure.Head], tensors: Mapping[str, Tensor], roles: Mapping[str, str]) -> dict[str, str]:
+    """The roles of heads and of their towers: by words, else by what the tower reads, else by their order."""
+    towers = list(dict.fromkeys(path for head in heads for path in head.towers))
+    reads = {path: _side(path) or ("image" if structure.has_pixels(path, tensors) else "") for path in towers}
+    if len(towers) == 2 and len(told := set(reads.values()) - {""}) == 1:
+        reads = {path: side or min({"image", "text"} - told) for path, side in reads.items()}
+    telling = {
+        head.name: _side(head.name) or (reads[head.towers[0]] if len(head.towers) == 1 else "") for head in heads
+    }
+    taken = {name: role for role, name in roles.items() if role.startswith("head.")}
+    open_sides = sorted({"image", "text"} - set(telling.values()))
+    found: dict[str, str] = {}
+    for head in heads:
+        side = telling[head.name] or (open_sides.pop(0) if open_sides else "")
+        if not side:
+            continue
+        younger = "head.region" if side == "image" else "head.text_long"
+        second = f"head.{side}" in {**roles, **found} or (side == "image" and _branch(head.name) == "region")
+        role = younger if second else f"head.{side}"
+        if head.name not in taken and role not in roles:
+            found.setdefault(role, head.name)
+        fitting = [path for path in head.towers if reads[path] == side] or list(head.towers)
+        body = any(modality(name) == side and name.count(".") > 1 for name in tensors if name not in taken)
+        if len(fitting) == 1 and not body:
+            found.setdefault(f"tower.{side}", fitting[0])
+    return found
+
+
+def _side(name: str) -> str:
+    """The side that the words in a name tell, if it is one."""
+    sides = [side for side, pattern in (("image", IMAGE), ("text", TEXT)) if _words(f"{pattern}s?", name)]
+    return sides[0] if len(sides) == 1 else ""
+
+
+def _stores(tensors: Mapping[str, Tensor], widths: frozenset[int], optimizer: Optimizer | None) -> dict[str, str]:
+    """The bank by its shape and what stands beside it; what steers it is told by words, or by being the only one."""
+
+    def held(name: str) -> bool:
+        return optimizer is not None and bool(optimizer.names) and optimizer.may_hold(name)
+
+    names, beside = structure.stores(tensors, widths, held)
+    if not names:
+        return {}
+    found = _pair(names, tensors)
+    if not found and len(names) == 2:
+        found = dict(zip(("bank.image_keys", "bank.text_keys"), names, strict=True))
+    if not found:
+        found = {"bank.text_keys" if _text_side(names[0]) else "bank.image_keys": names[0]}
+    for role, pattern in (("bank.full", FULL), ("bank.enabled", ENABLED), ("bank.pointer", POINTER)):
+        fitting = [name for name in beside if _words(pattern, name.rpartition(".")[2]) and name not in found.values()]
+        numbers = [name for name in beside if not tensors[name].dtype.startswith("bool") and not _counts_forwards(name)]
+        if role == "bank.pointer" and not fitting and len(numbers) == 1:
+            fitting = [name for name in numbers if name not in found.values()]
+        if len(fitting) == 1:
+            found[role] = fitting[0]
+    return found
+
+
 def _losses(series: Mapping[str, Series]) -> dict[str, str]:
     """Training losses only: an evaluation's series has its own candidates."""
     roles: dict[str, str] = {}
     totals: list[str] = []
     terms: list[str] = []
     for name in series:
-        lower = name.lower()
-        words = set(re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()))
-        if "loss" not in lower or words & EVALUATION or lower.startswith("loss at "):  # a place in the code
+        if not is_loss(name) or name.lower().startswith("loss at "):  # a place in the code
             continue
-        if lower == "train_loss" and len(series[name].steps) == 1:
+        if name.lower() == "train_loss" and len(series[name].steps) == 1:
             continue  # transformers.Trainer logs the mean over the whole run under this name, once
-        if words <= TOTAL:
+        if is_total(name):
             totals.append(name)
-        elif not re.search(r"scale|weight|ratio|bits|noise|chance", lower):
+        elif not AROUND.search(name.lower()):
             terms.append(name)
     if totals:  # of each step rather than of an epoch, by the plainest name
         roles["loss.total"] = min(totals, key=lambda name: ("epoch" in name.lower(), len(name)))
     for name in sorted(terms, key=len):
         branch = _branch(name)
-        known = branch != "global" or re.search(r"global|itc|contrastive|clip|long|infonce|nce", name.lower())
-        if known:
+        if branch != "global" or re.search(CONTRASTIVE, name.lower()):
             roles.setdefault(f"loss.{branch}", name)
-    return roles
+    if "loss.region" in roles and "loss.global" not in roles:  # beside a region's loss, that of whole images
+        whole = [name for name in terms if _branch(name) == "global" and _words(WHOLE, name.replace("/", "."))]
+        roles |= {"loss.global": whole[0]} if len(whole) == 1 else {}
+    return {role: roles[role] for role in LOSSES if role in roles}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.parts import FLOATS, dead, modality, named, planned_frozen
+from fgclip_doctor.parts import FLOATS, dead, named, planned_frozen, side
 from fgclip_doctor.run import Optimizer
 
 BLOCK = re.compile(r"\.(?:layers?|blocks|resblocks|h)\.(\d+)\.")
@@ -38,8 +38,8 @@ def checkpointing_blocks_gradient(run: Run) -> Iterator[Finding]:
         raise Missing("the optimizer keeps no state per parameter, or has not made a step")
     certain = {names[0]: index for index, names in optimizer.names.items() if len(names) == 1}
     alive = {name for name, index in certain.items() if not dead(run, optimizer, index)}
-    for side in ("image", "text"):
-        inside = [name for name in run.tensors if modality(name) == side and run.tensors[name].dtype in FLOATS]
+    for which in ("image", "text"):
+        inside = [name for name in run.tensors if side(run, name) == which and run.tensors[name].dtype in FLOATS]
         blocks: dict[int, list[str]] = {}
         for name in inside:
             if (found := BLOCK.search(name)) and name in certain and not planned_frozen(run, name):
@@ -50,10 +50,10 @@ def checkpointing_blocks_gradient(run: Run) -> Iterator[Finding]:
         cut = [place for place in sorted(blocks) if alive.isdisjoint(blocks[place])]
         if cut and cut == sorted(blocks)[: len(cut)] and alive:
             lost = [name for place in cut for name in blocks[place]]
-            yield _finding(run, side, lost, f"{len(cut)} of {len(blocks)} blocks of the {side} tower", optimizer)
+            yield _finding(run, which, lost, f"{len(cut)} of {len(blocks)} blocks of the {which} tower", optimizer)
 
 
-def _finding(run: Run, side: str, lost: list[str], what: str, optimizer: Optimizer) -> Finding:
+def _finding(run: Run, which: str, lost: list[str], what: str, optimizer: Optimizer) -> Finding:
     values = sum(run.tensors[name].size for name in lost)
     return Finding(
         message=f"{what}, from the first one on, are in the optimizer and never had a gradient ({values:,} values "
@@ -64,7 +64,7 @@ def _finding(run: Run, side: str, lost: list[str], what: str, optimizer: Optimiz
                 name="parameters without a gradient",
                 value=len(lost),
                 expected=0,
-                why=f"in the optimizer without Adam's state, while the embeddings of the {side} tower are in no group",
+                why=f"in the optimizer without Adam's state, while the embeddings of the {which} tower are in no group",
                 source=str(optimizer.source),
                 step=run.step,
             ),

@@ -5,7 +5,7 @@ from math import isclose
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.events import learning_rate
-from fgclip_doctor.parts import ADAPTER, modality, planned_frozen, scales
+from fgclip_doctor.parts import ADAPTER, planned_frozen, scales, side
 from fgclip_doctor.run import Optimizer, OptimizerGroup
 
 ROUND = 0.05  # a zero printed to fewer decimal places than this, as "0" or "0.0", is one; "0.0000" may be 1e-5
@@ -107,8 +107,8 @@ def _is_of(run: Run, key: str, names: tuple[str, ...]) -> bool:
         return bool(names) and temperatures.issuperset(names)
     if "proj" in key or "head" in key:
         return bool(names) and heads.issuperset(names)
-    side = "text" if "text" in key else "image"
-    return bool(names) and all(modality(name) == side and name not in heads | temperatures for name in names)
+    which = "text" if "text" in key else "image"
+    return bool(names) and all(side(run, name) == which and name not in heads | temperatures for name in names)
 
 
 def _listed(optimizer: Optimizer) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.events import learning_rate
-from fgclip_doctor.parts import ADAPTER, ELDER, FLOATS, modality
+from fgclip_doctor.parts import ADAPTER, ELDER, FLOATS, side
 from fgclip_doctor.provenance import Randomness, drift, from_one, gains, origin, randomness_of
 from fgclip_doctor.run import Tensor
 from fgclip_doctor_checks.causes import explaining
@@ -197,7 +197,7 @@ def _by_kind(run: Run, looks: dict[str, Randomness]) -> Iterator[str]:
         if not all(looks[name].independent for name in names):
             continue
         for name in names:
-            if name in heads or not modality(name):
+            if name in heads or not side(run, name):
                 if _head_left(run, heads.get(name, ""), name, looks[name].std):
                     yield name
             elif len(names) == 1 and run.tensors[name].size >= ALONE:
