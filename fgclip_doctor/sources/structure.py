@@ -34,8 +34,7 @@ class Part:
 
     path: str
     matrices: tuple[str, ...]  # every float tensor of two dimensions or more, in the order of the file
-    head: str  # the matrix that gives what comes out of it; empty where that isn't clear
-    width: int  # of what comes out of it
+    gives: Mapping[int, str]  # by width: the matrices that may give what comes out of it; of an ordered file one
     takes: int  # width of what goes into it, 0 where it isn't a matrix that takes it
     ends: frozenset[int]  # widths that a projection on top of it can take
 
@@ -63,14 +62,13 @@ def heads(tensors: Mapping[str, Tensor], known: Sequence[str] = (), optimizer: O
     floats = [name for name in floats if not ADAPTER.search(name.lower())]
     width = next((_out_and_in(name, tensors)[0] for name in known if name in tensors), 0)
     level = _children(floats, "")
-    for _ in range(3):
+    for depth in range(3):
         level = {path: names for path, names in level.items() if not _copied(path, level, optimizer)}
         if len(level) > MOST:
             return []
         parts = [_part(path, names, tensors, ordered=ordered) for path, names in level.items()]
-        found = _sharing(parts, width, known)
-        towers = [one for one in parts if len(one.matrices) > 1]
-        if found or len(towers) > 1:
+        found = _sharing(parts, width, outermost=not depth)
+        if found or sum(len(one.matrices) > 1 and not one.thin for one in parts) > 1:
             return found
         level = {
             path: names
@@ -109,21 +107,19 @@ def _part(path: str, names: Sequence[str], tensors: Mapping[str, Tensor], *, ord
     bare = [name for name in layers if "weight" not in name.rpartition(".")[2]]
     layers = [name for name in layers if name not in bare]
     projecting = [name for name in bare if not gains or tensors[name].shape[0] in gains[-1:]]
-    head = ""
+    last: list[str] = []
     if len(projecting) == 1 and (not layers or _depth(projecting[0], path) <= 1):
-        head = projecting[0]
+        last = projecting
     elif layers and ordered:
-        head = layers[-1]
-    elif layers:
+        last = layers[-1:]
+    elif layers:  # those whose output nothing else in it takes
         taken = {_out_and_in(name, tensors)[1] for name in layers} | set(gains)
-        ends = [name for name in layers if _out_and_in(name, tensors)[0] not in taken]
-        head = (ends or layers)[0] if len(ends) == 1 or len(layers) == 1 else ""
-    width = _out_and_in(head, tensors)[0] if head else 0
+        last = [name for name in layers if _out_and_in(name, tensors)[0] not in taken or len(layers) == 1]
+    gives = {_out_and_in(name, tensors)[0]: name for name in last}
     stack = len(flat) == len(names) and bool(flat) and (ordered or len(flat) == 1) and not set(flat) - {*layers, *bare}
     takes = _out_and_in(flat[0], tensors)[1] if stack else 0
-    return Part(
-        path, tuple(names), head, width, takes, frozenset({width, *gains[-1:], *_last_out(flat, tensors)} - {0})
-    )
+    ends = {*gives, *gains[-1:], *(_out_and_in(name, tensors)[0] for name in flat[-1:])}
+    return Part(path, tuple(names), gives, takes, frozenset(ends))
 
 
 def _copied(path: str, level: Mapping[str, Sequence[str]], optimizer: Optimizer | None) -> bool:
@@ -142,34 +138,34 @@ def _depth(name: str, path: str) -> int:
     return name[len(path) :].count(".")
 
 
-def _last_out(flat: Sequence[str], tensors: Mapping[str, Tensor]) -> set[int]:
-    return {_out_and_in(flat[-1], tensors)[0]} if flat else set()
+def _sharing(parts: Sequence[Part], width: int, *, outermost: bool) -> list[Head]:
+    """Those of the parts that give one width, each with its tower, if it is clear which do.
 
-
-def _sharing(parts: Sequence[Part], width: int, known: Sequence[str]) -> list[Head]:
-    """Those of the parts that give one width, each with its tower, if it is clear which do."""
-    able = [one for one in parts if one.head and one.width > 1]
+    A few layers alone may be a tower among the `outermost` parts, further in they are layers of one.
+    """
+    able = [one for one in parts if one.gives]
     towers = [one for one in parts if len(one.matrices) > 1]
 
     def below(part: Part) -> list[Part]:
         """The towers that a projection can stand on."""
-        if not part.thin:
-            return []
         return [
             one
             for one in towers
-            if one is not part and not (one.thin and one.width == part.width) and part.takes in one.ends
+            if part.thin
+            and one is not part
+            and part.takes in one.ends
+            and not (one.thin and one.gives.keys() == part.gives.keys())
         ]
 
     on_top = [one for one in able if below(one)]
-    for group in (on_top, able):
-        for shared in sorted({one.width for one in group}, reverse=True) if not width else [width]:
-            same = [one for one in group if one.width == shared]
-            if group is able:  # a tower under a projection of the same group is no end
+    for group in (on_top, [one for one in able if outermost or one in on_top or not one.thin]):
+        for shared in [width] if width else sorted({each for one in group for each in one.gives if each > 1})[::-1]:
+            same = [one for one in group if shared in one.gives]
+            if group is not on_top:  # a tower under a projection of the same group is no end
                 standing = [one for one in same if one in on_top]
                 same = [one for one in same if not any(one in below(top) for top in standing)]
             if 2 <= len(same) <= SIDES:
-                return [Head(one.head, one.width, _towers(one, below(one))) for one in same]
+                return [Head(one.gives[shared], shared, _towers(one, below(one))) for one in same]
     return []
 
 
