@@ -97,6 +97,8 @@ def load(
         run.facts.setdefault(fact.name, fact)
     last = run.checkpoints[-1] if run.checkpoints else None
     run.roles = parts.find(last.tensors if last else {}, run.series, roles, last.optimizer if last else None)
+    if last and (inferred := parts.remark(last.tensors, run.roles, roles)):
+        run.notes.append(inferred)
     run.checkpoints = tuple(_at_peak(run, one) for one in run.checkpoints)
     if run.base and found:
         run.base = replace(run.base, tensors=under_names_of(run.base.tensors, found[-1].tensors))

@@ -43,9 +43,21 @@ def find(
 ) -> dict[str, str]:
     """Role -> name of the tensor or series that plays it. `given` wins over everything found."""
     tensors = {name: tensor for name, tensor in tensors.items() if len(name) <= MAX_NAME}
-    roles = {**_bank(tensors), **_clock(tensors), **_scales(tensors), **_heads(tensors), **(given or {})}
+    roles = {**_named(tensors), **(given or {})}
     roles = {**_built(tensors, roles, optimizer), **roles}
     return {**{role: roles[role] for role in sorted(roles, key=_place)}, **_losses(series), **(given or {})}
+
+
+def remark(tensors: Mapping[str, Tensor], roles: Mapping[str, str], given: Mapping[str, str] | None = None) -> str:
+    """A line on the roles that no name told; empty where there are none."""
+    named = {**_named({name: tensor for name, tensor in tensors.items() if len(name) <= MAX_NAME}), **(given or {})}
+    kinds = tuple(f"{kind}." for kind in KINDS)
+    told = [f"{role} is {name}" for role, name in roles.items() if role.startswith(kinds) and role not in named]
+    return f"by how the model is built, as no name told: {', '.join(told)}" if told else ""
+
+
+def _named(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {**_bank(tensors), **_clock(tensors), **_scales(tensors), **_heads(tensors)}
 
 
 def _words(pattern: str, name: str) -> bool:

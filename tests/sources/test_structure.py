@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fgclip_doctor.run import Tensor
+from fgclip_doctor.sources import load
 from fgclip_doctor.sources.roles import find
 from tests.runs import tensor
 
@@ -193,3 +197,11 @@ def test_a_number_in_a_model_of_one_tower_is_no_scale() -> None:
 
 def test_a_model_of_very_many_parts_costs_little() -> None:
     assert find({f"m{i}.w": tensor(f"m{i}.w", np.zeros((2, 2))) for i in range(5000)}, {}) == {}
+
+
+def test_what_no_name_told_is_said(tmp_path: Path) -> None:
+    save_file({name: np.zeros(shape, np.float32) for name, shape in TOWERS.items()}, tmp_path / "model.safetensors")
+    run = load([tmp_path])
+    assert [note for note in run.notes if "head.image is g.l2.weight" in note and "as no name told" in note]
+    told = load([tmp_path], roles=run.roles)
+    assert not [note for note in told.notes if "as no name told" in note]
