@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+MOST_COPIES = 0.64  # of the pairs of rows: four fifths of the rows are one; beyond it the encoder may have collapsed
 CALLS = 3  # sampled calls of a loss, each with all its anchors
 
 
@@ -61,9 +62,10 @@ def _alike(bank: Bank, same: float, block: int = 1024) -> NDArray[np.int64]:
         raise Missing("the rows of the bank are not finite, or zero")
     blocks = [rows[at : at + block] @ rows.T for at in range(0, len(rows), block)]
     equal, near = (
-        np.concatenate([(one >= 1 - apart).sum(axis=1) for one in blocks]) - 1 for apart in (same, 10 * same)
+        np.concatenate([(one >= 1 - distance).sum(axis=1) for one in blocks]) - 1 for distance in (same, 10 * same)
     )
-    told = near.sum() <= 0.25 * len(rows) ** 2  # not all of them within so narrow a cone
+    copies, apart = equal.sum() / len(rows) ** 2, (near - equal).sum() / len(rows) ** 2
+    told = apart <= 0.25 and copies <= MOST_COPIES  # not all of them within so narrow a cone
     return equal if told and equal.sum() >= 0.5 * near.sum() else np.zeros_like(equal)
 
 

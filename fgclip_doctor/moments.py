@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fgclip_doctor.findings import Evidence
 from fgclip_doctor.parts import named, scales, side
-from fgclip_doctor.run import Missing, Optimizer, OptimizerGroup, Run
+from fgclip_doctor.run import Missing, Optimizer, OptimizerGroup, Run, Series
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,16 @@ def norm(optimizer: Optimizer, indices: Iterable[int]) -> float | None:
     """The root of the mean squared gradient norm of some parameters together; None where none of them tells."""
     known = [square for index in indices if (square := mean_square(optimizer, index)) is not None]
     return sqrt(sum(known)) if known else None
+
+
+def recorded_norms(run: Run) -> Series | None:
+    """The norms of what a watched optimizer was given, just before its steps; None where a scaler may be in them."""
+    series = run.series.get("grad_norm")
+    if run.recording is None or series is None or series.source.path != run.recording.first.path:
+        return None
+    lone = len(run.recording.first.optimizers) <= 1  # each may have been clipped by itself
+    scaled = "fp16" in run.facts and run.facts["fp16"].value
+    return series if lone and not scaled else None
 
 
 def second_beta(group: OptimizerGroup) -> float | None:

@@ -76,6 +76,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD109", "FGD503", "without clipping one batch moves the model too far"),
     Cause("FGD301", "FGD503", "a saturated softmax answers to single pairs"),
     Cause("FGD405", "FGD503", "a rate that never comes down keeps overshooting"),
+    Cause("FGD207", "FGD111", "rows of an encoder that is no more pull where none of its own would"),
     Cause("FGD109", "FGD111", "nothing bounds the norm that the optimizer is given"),
     Cause("FGD109", "FGD505", "without clipping one batch throws the run back"),
     Cause("FGD111", "FGD505", "the loss rose after a spike"),

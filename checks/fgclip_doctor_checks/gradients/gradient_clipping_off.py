@@ -19,10 +19,10 @@ def gradient_clipping_off(
 
     Why: contrastive gradients have heavy tails. Without clipping one batch can move the model further than a hundred
     others; and a threshold that is configured in one place may be read in another.
-    Evidence: the norm of the gradients that the optimizer was given, from Adam's second moment, over the configured
-    threshold by `tolerance` of it: with clipping that can't be. A threshold in the trainer's arguments that DeepSpeed's
-    configuration leaves out. A threshold of 0 beside a logged norm with spikes (`factor` times those around them,
-    `often` times or more).
+    Evidence: the norm of the gradients that the optimizer was given, as recorded before its steps (`often` times) or
+    from Adam's second moment, over the configured threshold by `tolerance` of it: with clipping that can't be. A
+    threshold in the trainer's arguments that DeepSpeed's configuration leaves out. A threshold of 0 beside logged norms
+    with spikes (`factor` times those around them, `often` times or more).
     Benign: a logged norm over the threshold: it is the norm before clipping, and says nothing. No clipping where the
     norms are steady. Weight decay inside of the gradients (Adam's, not AdamW's), of which the moments tell too.
     Fix: max_grad_norm=1.0; under DeepSpeed "gradient_clipping": "auto" in its configuration, where absent is off; in a
@@ -36,7 +36,7 @@ def gradient_clipping_off(
         why = f"DeepSpeed's own default; the trainer's threshold is in {asked.source}"
         yield _finding(message, "clipping threshold", 0.0, asked.value, why, threshold.source, threshold)
     elif threshold.value > 0:
-        yield from _unclipped(run, threshold, tolerance)
+        yield from _unclipped(run, threshold, tolerance, often)
     else:
         yield from _spiky(run, threshold, factor, errors, often)
 
@@ -62,23 +62,34 @@ def _spiky(run: Run, threshold: Fact, factor: float, errors: float, often: int) 
             yield _finding(f"{message}{steps[worst]}.", "gradient norm", at, None, why, series.source, threshold)
 
 
-def _unclipped(run: Run, threshold: Fact, tolerance: float) -> Iterator[Finding]:
+def _unclipped(run: Run, threshold: Fact, tolerance: float, often: int) -> Iterator[Finding]:
     """The norm of what the optimizer was given, where it is over the threshold."""
     source = threshold.source
     if not BY_NORM.search(f"{source.path if source.path == '--fact' else ''} {source.key}"):
         raise Missing(f"{source.key} may be a threshold for values, and not for the norm")
+    seen = moments.recorded_norms(run)
+    if seen is not None:
+        over = seen.values[seen.values > (1 + tolerance) * threshold.value]
+        norm, at = (float(over.max()), seen.source) if len(over) >= often else (0.0, seen.source)
+        how = f"in {len(over)} of {len(seen.values)} steps that were recorded"
+    else:
+        norm, at, how = _by_moments(run), run.optimizer.source, "root mean square"
+    if norm > (1 + tolerance) * threshold.value:
+        message = (
+            f"The gradients that the optimizer was given have a norm of {norm:.4g} ({how}), over the threshold of "
+            f"{threshold.value:g}: they are not clipped."
+        )
+        why = f"at most the threshold, if every gradient was clipped; the threshold is in {source}"
+        yield _finding(message, "gradient norm", norm, threshold.value, why, at, threshold)
+
+
+def _by_moments(run: Run) -> float:
     if not moments.decoupled(run.optimizer):
         raise Missing("weight decay may be in the gradients, so Adam's state doesn't tell their norm")
     norm = moments.norm(run.optimizer, run.optimizer.indices)
     if norm is None:
         raise Missing("the optimizer keeps no second moment, which would tell the norm that it was given")
-    if norm > (1 + tolerance) * threshold.value:
-        message = (
-            f"The gradients that the optimizer was given have a norm of {norm:.4g} (root mean square), over the "
-            f"threshold of {threshold.value:g}: they are not clipped."
-        )
-        why = f"at most the threshold, if every gradient was clipped; the threshold is in {source}"
-        yield _finding(message, "gradient norm", norm, threshold.value, why, run.optimizer.source, threshold)
+    return norm
 
 
 def _finding(

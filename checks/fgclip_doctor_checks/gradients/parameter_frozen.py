@@ -47,8 +47,15 @@ def parameter_frozen(run: Run) -> Iterator[Finding]:
 
 
 def _belongs_to_trained(run: Run, role: str) -> bool:
-    """Whether most of the tower below a head can train, or the head that it is a copy of."""
+    """Whether most of the tower below a head can train, or the head that it is a copy of.
+
+    Of a tower that no name tells, that is so where whatever is no head and no scale can train.
+    """
     body = tower(run, TOWER_OF.get(role, ""))
+    if not body:
+        body = [name for name in run.watched.first.parameters if name not in run.roles.values()]
+        if any(frozen(run, name) for name in body):
+            return False
     elder = run.roles.get(ELDER.get(role, ""), "")
     held = sum(not frozen(run, name) for name in body)
     return 2 * held > len(body) or (elder in run.tensors and not frozen(run, elder))

@@ -50,6 +50,12 @@ def test_fires_where_nothing_could_mask_the_duplicates() -> None:
     assert "0.69" in str(finding.evidence[0].why)  # ln 2
 
 
+@pytest.mark.parametrize(("rows", "findings"), [(60, 1), (100, 1), (150, 1), (170, 0)])
+def test_fires_where_one_text_is_that_of_many_rows(rows: int, findings: int) -> None:
+    """Up to four fifths of them: where all texts are one, it is the encoder that has collapsed."""
+    assert len(list(bank_holds_positives(run_of(repeated(rows, rows)[0])))) == findings
+
+
 def test_fires_where_all_rows_are_candidates_though_ids_are_kept() -> None:
     assert list(bank_holds_positives(with_candidates(run_of(*repeated(2)), K)))
     assert not list(bank_holds_positives(with_candidates(run_of(*repeated(2)), K - 1)))  # one masked an anchor

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.recorded import Rank, Recording
 from fgclip_doctor.run import Fact, Source
 from fgclip_doctor_checks.gradients.gradient_clipping_off import gradient_clipping_off
 from tests.runs import checkpoint, group, optimizer, run, series, state
@@ -60,6 +62,36 @@ def test_spikes_in_the_log_without_clipping(spikes: int, threshold: float, expec
     made = given(1.0, threshold=threshold)
     made.series["grad_norm"] = series("grad_norm", values)
     assert len(list(gradient_clipping_off(made))) == expected
+
+
+RANK = Rank(0, 1, "recording")
+
+
+def watched_norms(*norms: float, rank: Rank = RANK, **facts: Any) -> Run:
+    """What a recording saw of the norms just before the optimizer's steps; Adam's moments would say 0.2."""
+    made = given(0.2)
+    made.recording = Recording((rank,), len(norms))
+    seen = series("grad_norm", [*norms, *[0.9] * 20])
+    made.series["grad_norm"] = replace(seen, source=Source("recording", "grad_norm"))
+    made.facts |= {name: Fact(name, value, Source("training_args.bin", name)) for name, value in facts.items()}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("case", "findings"),
+    [
+        (watched_norms(1.2, 7.0, 3.0), 1),
+        (watched_norms(1.2, 7.0), 0),  # `often`
+        (watched_norms(1.09, 1.09, 1.09), 0),
+        (watched_norms(7.0, 7.0, 7.0, fp16=True), 0),  # of scaled gradients
+        (watched_norms(7.0, 7.0, 7.0, rank=Rank(0, 1, "recording", optimizers=("AdamW", "SGD"))), 0),
+        (watched_norms(7.0, 7.0, 7.0, rank=Rank(0, 1, "elsewhere")), 0),  # a log's, which are those before clipping
+    ],
+)
+def test_what_a_recording_saw_before_the_steps(case: Run, findings: int) -> None:
+    found = list(gradient_clipping_off(case))
+    assert len(found) == findings
+    assert not found or found[0].evidence[0].value == 7.0
 
 
 def test_skipped_without_a_log() -> None:

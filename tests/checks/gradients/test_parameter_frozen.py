@@ -64,6 +64,20 @@ def test_a_tower_is_trained_if_more_than_half_of_it_is(blocks: int, expected: in
     assert len([one for one in found if one.where == "visual_projection.weight"]) == expected
 
 
+@pytest.mark.parametrize(
+    ("frozen", "expected"),
+    [(("txt_out",), ["txt_out"]), (("txt_out", "captions"), []), ((), []), (("pictures", "captions", "txt_out"), [])],
+    ids=["a head", "with its tower", "nothing", "all but the other head"],
+)
+def test_a_head_whose_tower_no_name_tells(frozen: tuple[str, ...], expected: list[str]) -> None:
+    names = {"head.image": "img_out", "head.text": "txt_out", "scale.global": "logit_scale"}
+    parameters = [
+        parameter(name, trainable=name not in frozen, shape=() if name == "logit_scale" else (8, 4))
+        for name in ("pictures", "captions", *names.values())
+    ]
+    assert [one.where for one in parameter_frozen(watched(*parameters, roles=names))] == expected
+
+
 @pytest.mark.parametrize("pattern", ["roi_*", "roi_projection"])
 def test_what_is_planned_is_quiet(pattern: str) -> None:
     assert not list(parameter_frozen(seen("roi_projection.weight", plan=Plan(frozen=(pattern,)))))
