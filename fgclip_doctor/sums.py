@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FEWEST = 20  # rows that a sum is told by
 STILL = 1e-5  # of a term's size: what is left of float32 once it was averaged
+ROUNDING = 3e-5  # of the total: float32, averaged over micro-batches, and with six digits printed
 EXACT = 2e-3  # of the spread of the total: what rounding and running means may leave
 
 
@@ -32,6 +33,7 @@ class Sum:
     residuals: NDArray[np.float64]  # of the total
     resolution: float  # what a residual may be by rounding
     still: bool  # whether a term stands still, so that its weight and a constant can't be told apart
+    exact: bool  # whether what is left varies by no more than rounding: if not, some term that moves wasn't logged
 
 
 def total_of(run: Run) -> Series:
@@ -109,6 +111,7 @@ def decompose(run: Run) -> Sum:
         residuals=residuals,
         resolution=max(limit, resolution),
         still=still,
+        exact=left <= max(2 * resolution, ROUNDING * float(np.abs(y).mean())),
     )
 
 

@@ -19,7 +19,7 @@ def dead_loss_term(run: Run, *, rows: int = 20, share: float = 0.05) -> Iterator
     finely enough; a constant that is left when the total is written as the weighted sum of its terms, to within
     rounding; a term that has no record, or no part in the total, at a `share` of the steps.
     Benign: a term that is 0 throughout, which is switched off; terms that are logged less often; few decimal places;
-    batches without any region, which small ones may often be.
+    batches without any region, which small ones may often be; a further term that isn't logged, and moves.
     Fix: log every term unweighted, with its candidates and how often it was computed; remove bare excepts around the
     loss; see that the term requires a gradient.
     Sources: 360CVGroup/FG-CLIP, whose forward returns the total alone, and whose second version passes over exceptions
@@ -46,7 +46,11 @@ def dead_loss_term(run: Run, *, rows: int = 20, share: float = 0.05) -> Iterator
         return
     level = float(abs(found.values @ [abs(weight) for weight in found.weights]).mean())
     left = found.constant
-    if not (dead or found.still) and abs(left) > max(10 * found.error, 10 * found.resolution, 0.01 * level, 0.01):
+    if (
+        found.exact
+        and not (dead or found.still)
+        and abs(left) > max(10 * found.error, 10 * found.resolution, 0.01 * level, 0.01)
+    ):
         weights = " + ".join(f"{weight:.4g} {one.name}" for weight, one in zip(found.weights, found.parts, strict=True))
         yield _finding(
             found.total,

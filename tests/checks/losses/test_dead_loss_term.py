@@ -65,6 +65,11 @@ def bursts(share: float = 0.5) -> Any:
     return np.random.default_rng(1).random(50).repeat(4) > share
 
 
+def test_quiet_on_a_further_term_that_is_not_logged_and_moves() -> None:
+    apart = 0.05 + 0.001 * RNG.normal(size=200)  # a regulariser that hardly does
+    assert not found(GLOBAL + 0.1 * REGION + apart, **{"global": GLOBAL, "region": REGION})
+
+
 def test_fires_on_terms_that_are_swallowed() -> None:
     there = bursts()
     total = GLOBAL + np.where(there, 0.1 * REGION + 0.5 * HARD, 0.0)
