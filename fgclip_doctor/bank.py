@@ -287,7 +287,7 @@ def memory_bank(run: Run, checkpoint: Checkpoint | None = None) -> Bank:
     keys = {name: checkpoint.tensors[key] for name, key in found.items() if key in checkpoint.tensors}
     if not keys:
         raise Missing("no memory bank was found in the weights; [tool.fgclip-doctor.roles] can name it")
-    return Bank(
+    bank = Bank(
         checkpoint,
         keys,
         _width_first(run, keys),
@@ -295,6 +295,8 @@ def memory_bank(run: Run, checkpoint: Checkpoint | None = None) -> Bank:
         full=_flag(run, "bank.full", checkpoint),
         enabled=_flag(run, "bank.enabled", checkpoint),
     )
+    rows = _count(run, "bank.full", checkpoint)
+    return replace(bank, full=rows >= bank.size) if rows is not None and rows > 1 else bank  # some count what is filled
 
 
 def banks(run: Run) -> list[Bank]:

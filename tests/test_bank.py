@@ -141,6 +141,14 @@ def test_what_is_no_matrix_is_missing(shape: tuple[int, ...]) -> None:
         bank.memory_bank(run)
 
 
+@pytest.mark.parametrize(("filled", "written"), [(7, 7), (63, 7), (64, 64)])
+def test_a_fill_flag_that_counts_rows(filled: int, written: int) -> None:
+    pairs = features.cone(np.random.default_rng(0), 64, 32)
+    count = runs.tensor("queue_is_full", np.array([filled]), "int64")
+    run = bank_run(saved(pairs, pointer=7, full=False, more={"queue_is_full": count}))
+    assert bank.memory_bank(run).written == written
+
+
 @pytest.mark.parametrize(
     ("pointer", "full", "written"),
     [(7, False, 7), (7, True, 64), (0, False, 0), (0, None, None), (None, None, None), (7, None, 7), (500, False, 64)],

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 
 from fgclip_doctor.events import learning_rate
-from fgclip_doctor.run import Checkpoint, Optimizer, Run, Tensor
+from fgclip_doctor.run import Checkpoint, Fact, Optimizer, Run, Tensor
 from fgclip_doctor.sources import (
     annotation_file,
     mlflow_run,
@@ -96,7 +96,11 @@ def load(
     for fact in [*trainer.logged(run.series, run.facts), *trainer.derived(run.facts)]:
         run.facts.setdefault(fact.name, fact)
     last = run.checkpoints[-1] if run.checkpoints else None
-    run.roles = parts.find(last.tensors if last else {}, run.series, roles, last.optimizer if last else None)
+    tensors = last.tensors if last else {}
+    run.roles = parts.find(tensors, run.series, roles, last.optimizer if last else None)
+    if told_by := parts.sigmoid(tensors, run.series):
+        where = tensors[told_by].source if told_by in tensors else run.series[told_by].source
+        run.facts.setdefault("loss_kind", Fact("loss_kind", "sigmoid", where))
     if last and (inferred := parts.remark(last.tensors, run.roles, roles)):
         run.notes.append(inferred)
     run.checkpoints = tuple(_at_peak(run, one) for one in run.checkpoints)

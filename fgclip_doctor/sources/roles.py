@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from math import nan
 
 from fgclip_doctor.loss_names import AROUND, is_loss, is_total
 from fgclip_doctor.parts import modality
-from fgclip_doctor.run import Optimizer, Series, Tensor
+from fgclip_doctor.run import Missing, Optimizer, Series, Tensor
 from fgclip_doctor.sources import structure
 
 BANK = re.compile(r"queue|bank|xbm|memory|(?:^|[._])(?:mem|moco|fifo)(?:[._\d]|$)")
@@ -31,6 +32,7 @@ CONTRASTIVE = (
     r"global|itc|ita(?![a-z])|contrast|clip|long|nce|ctr|sigmoid|siglip|xent|i2t|t2i|(?:image|img)_(?:te?xt|cap)"
 )
 WHOLE = r"(image|img|pic|picture|photo|full|whole)"
+SIGMOID_BIAS = -2.0  # far below what a layer of one output has
 LOSSES = ("loss.total", "loss.global", "loss.region", "loss.hard")
 _EDGE, _END = r"(?:^|[._])", r"(?:[._]|\d|$)"
 
@@ -46,6 +48,24 @@ def find(
     roles = {**_named(tensors), **(given or {})}
     roles = {**_built(tensors, roles, optimizer), **roles}
     return {**{role: roles[role] for role in sorted(roles, key=_place)}, **_losses(series), **(given or {})}
+
+
+def sigmoid(tensors: Mapping[str, Tensor], series: Mapping[str, Series]) -> str:
+    """The tensor or the series by which the loss is SigLIP's: its bias, which starts at -10, or its name."""
+    for name, tensor in tensors.items():
+        leaf = name.rpartition(".")[2].lower()
+        if tensor.size != 1 or "float" not in tensor.dtype or not re.search(r"(?:^|_)(?:b|bias)(?:$|_)", leaf):
+            continue
+        if "logit_bias" in leaf or (name.count(".") < 2 and _value(tensor) <= SIGMOID_BIAS):
+            return name
+    return next((name for name in series if is_loss(name) and re.search("siglip|sigmoid", name.lower())), "")
+
+
+def _value(tensor: Tensor) -> float:
+    try:
+        return tensor.item()
+    except Missing:
+        return nan
 
 
 def remark(tensors: Mapping[str, Tensor], roles: Mapping[str, str], given: Mapping[str, str] | None = None) -> str:

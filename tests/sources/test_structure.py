@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from fgclip_doctor.run import Tensor
 from fgclip_doctor.sources import load
-from fgclip_doctor.sources.roles import find
-from tests.runs import tensor
+from fgclip_doctor.sources.roles import find, sigmoid
+from tests.runs import series, tensor
 
 Shapes = dict[str, tuple[int, ...]]
 RANDOM = np.random.default_rng(0)
@@ -205,3 +205,18 @@ def test_what_no_name_told_is_said(tmp_path: Path) -> None:
     assert [note for note in run.notes if "head.image is g.l2.weight" in note and "as no name told" in note]
     told = load([tmp_path], roles=run.roles)
     assert not [note for note in told.notes if "as no name told" in note]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "logged", "told"),
+    [
+        ({"t": 2.3, "b": -9.7}, [], "b"),
+        ({"crit.scale": 4.7, "crit.bias": -12.9}, [], "crit.bias"),
+        ({"logit_bias": 0.0}, [], "logit_bias"),
+        ({"t": 2.3, "head.bias": -0.2}, [], ""),
+        ({}, ["sigmoid_loss"], "sigmoid_loss"),
+        ({}, ["loss"], ""),
+    ],
+)
+def test_the_loss_of_siglip(tensors: dict[str, float], logged: list[str], told: str) -> None:
+    assert sigmoid(model({}, tensors), {name: series(name, [1.0, 2.0]) for name in logged}) == told
