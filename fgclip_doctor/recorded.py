@@ -138,7 +138,9 @@ class Rank:
     optimizers: tuple[str, ...] = ()  # the names of their classes
     unchanged: Mapping[int, float] = field(default_factory=dict)  # by step, of values in 16 bits with a gradient
     state: State | None = None  # of a dry run
-    updates_before: int | None = None  # that Adam had applied when the recording began, in a dry run
+    updates_before: int | None = (
+        None  # that Adam had applied before the first recorded step: more than 0 of a resumed run
+    )
 
     @property
     def joined(self) -> Columns | None:

@@ -24,6 +24,8 @@ from fgclip_doctor.terms import Term, terms
 BARS = "▁▂▃▄▅▆▇█"
 COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
 PANES = {"clocks": 25, "state": 28, "gradients": 27}  # columns at 80: so wide is what they hold
+MIN_PANE = 5  # lines: its frame, and two or three of what it tells
+TALL = 40  # lines, from which on all gradient norms have room
 WIDE = 100  # columns, from which on headers are spelt out
 RECENT = 8  # values that "now" is the mean of
 
@@ -32,22 +34,26 @@ def screen(
     run: Run | None, report: Report | None, told: Sequence[Told], *, state: str, width: int, height: int
 ) -> Layout:
     """The panes, for a terminal of `width` columns and `height` lines. `state` is a line of what goes on."""
+    rows = list(_loss_rows(run, width)) if run is not None else []
+    clocks, held = _clocks(run), _state(run)
+    norms = _gradients(run, width * PANES["gradients"] // 80)
+    # As high as what they hold, so that the last clock is there on 24 lines; findings take what is left.
+    middle = max(MIN_PANE, min(2 + max(clocks.row_count, held.row_count), height - 1 - 2 * MIN_PANE))
+    if height >= TALL:
+        middle = max(middle, 2 + norms.row_count)
+    left = height - 1 - middle
+    losses = min(3 + max(1, len(rows)), max(left // 2, left - 3 - 2 * max(1, len(told))))
     layout = Layout()
-    found = max(5, min(height // 3, 3 + 2 * len(told)))
     layout.split_column(
         Layout(_head(run, state), name="head", size=1),
-        Layout(_losses(run, width), name="losses", ratio=2),
-        Layout(name="middle", ratio=2),
-        Layout(_findings(told, report), name="findings", size=found),
+        Layout(_losses(rows, width), name="losses", size=losses),
+        Layout(name="middle", size=middle),
+        Layout(_findings(told, report), name="findings"),
     )
     layout["middle"].split_row(
-        Layout(_pane("clocks", _clocks(run)), name="clocks", ratio=PANES["clocks"]),
-        Layout(_pane("bank and scales", _state(run)), name="state", ratio=PANES["state"]),
-        Layout(
-            _pane("gradient norms", _gradients(run, width * PANES["gradients"] // 80)),
-            name="gradients",
-            ratio=PANES["gradients"],
-        ),
+        Layout(_pane("clocks", clocks), name="clocks", ratio=PANES["clocks"]),
+        Layout(_pane("bank and scales", held), name="state", ratio=PANES["state"]),
+        Layout(_pane("gradient norms", norms), name="gradients", ratio=PANES["gradients"]),
     )
     return layout
 
@@ -76,14 +82,14 @@ def _head(run: Run | None, state: str) -> Text:
     return Text.assemble(("fgclip-doctor ", "bold"), f"{step}{inert(state)}", overflow="ellipsis", no_wrap=True)
 
 
-def _losses(run: Run | None, width: int) -> Panel:
+def _losses(rows: Sequence[tuple[str, ...]], width: int) -> Panel:
     table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
     table.add_column("loss", no_wrap=True)
     for name in ("now", "N", "null level", "bits"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("loss over the run", "bits over the run") if width >= WIDE else ("in time", "of bits"):
         table.add_column(name, ratio=1, no_wrap=True)
-    for row in _loss_rows(run, width) if run is not None else ():
+    for row in rows:
         table.add_row(*row)
     return _pane("losses on their yardstick", table)
 
@@ -135,7 +141,7 @@ def _clocks(run: Run | None) -> Table:
     seconds, elapsed = _last(run, "watching/seconds"), _last(run, "watching/elapsed")
     if seconds is not None and elapsed:
         table.add_row("watching", f"{100 * seconds / elapsed:.2f} %")
-    for name in ("skipped", "scheduler_steps", "zero_grads", "backwards"):  # the last go first where room is scarce
+    for name in ("skipped", "scheduler_steps", "zero_grads", "backwards"):
         if clocks.get(name):
             table.add_row(name.removesuffix("_steps").replace("_", " "), f"{clocks[name]:,}")
     return table
@@ -149,7 +155,7 @@ def _state(run: Run | None) -> Table:
         found = bank.memory_bank(run)
         filled = "?" if found.written is None else f"{found.written:,}"
         on = {True: ", on", False: ", off", None: ""}[found.enabled]
-        table.add_row("bank", f"{filled} of {found.size:,} rows{on}")
+        table.add_row("bank", f"{filled} of {found.size:,}{on}")
         if found.pointer is not None:
             table.add_row("pointer", f"{found.pointer:,}")
     except Missing:

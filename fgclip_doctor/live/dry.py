@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from fgclip_doctor.live.subject import Subject, clean
@@ -55,7 +54,6 @@ class State:
         self.skipped: list[str] = []
         self.followed = {name: _Followed(_kept(one), _kept(one), _reference(one)) for name, one in self._loose()}
         self.keys = set() if subject.is_split else self._keys()
-        write("begun", updates=_updates(subject.optimizers))
 
     def look(self) -> None:
         """After a step."""
@@ -266,14 +264,6 @@ def _told(name: str, one: _Followed, looks: int) -> dict[str, Any]:
         "first": one.first if whole else None,
         "last": one.last if whole else None,
     }
-
-
-def _updates(optimizers: list[Optimizer]) -> int | None:
-    """How many updates the first optimizer has applied before the run began; None where it doesn't count them."""
-    if not optimizers or "betas" not in optimizers[0].defaults:
-        return None
-    counts = [state["step"] for state in optimizers[0].state.values() if isinstance(state, dict) and "step" in state]
-    return max(map(int, counts), default=0)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ class Fetcher:
     """
 
     def __init__(self) -> None:
-        self.pending: deque[tuple[Tensor, torch.cuda.Event, Callable[[Tensor], None]]] = deque()
+        self.pending: deque[tuple[list[Tensor], torch.cuda.Event, Callable[[list[Tensor]], None]]] = deque()
         self.lost = 0
 
     def take(self, scalars: Tensor | Sequence[Tensor], arrived: Callable[[list[float]], None]) -> None:
@@ -30,18 +30,20 @@ class Fetcher:
         if not isinstance(scalars, Tensor):
             alike = len({scalar.dtype for scalar in scalars}) == 1  # else each is converted by a kernel of its own
             scalars = torch.stack([one.detach() if alike else one.detach().to(exact) for one in scalars])  # (values,)
-        self.copy(scalars.to(exact), lambda values: arrived(values.tolist()))
+        self.copy([scalars.to(exact)], lambda copies: arrived(copies[0].tolist()))
 
-    def copy(self, values: Tensor, arrived: Callable[[Tensor], None]) -> None:
-        """`arrived` is called with a copy of `values` on the host."""
-        if values.device.type != "cuda":
-            arrived(values.cpu())  # used up before it returns
+    def copy(self, values: Sequence[Tensor], arrived: Callable[[list[Tensor]], None]) -> None:
+        """`arrived` is called with copies of `values`, which are on one device, on the host."""
+        device = values[0].device.type
+        if device != "cuda":
+            arrived([one if device == "cpu" else one.cpu() for one in values])  # used up before it returns
             return
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        host.copy_(values, non_blocking=True)
+        hosts = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in values]
+        for host, one in zip(hosts, values, strict=True):
+            host.copy_(one, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
-        self.pending.append((host, event, arrived))
+        self.pending.append((hosts, event, arrived))
         if len(self.pending) > MAX_PENDING:
             self.pending.popleft()
             self.lost += 1
@@ -49,10 +51,10 @@ class Fetcher:
     def poll(self, *, wait: bool = False) -> None:
         """Hand out what has arrived, in order; `wait` is for the end of a run alone."""
         while self.pending:
-            host, event, arrived = self.pending[0]
+            hosts, event, arrived = self.pending[0]
             if not event.query():  # type: ignore[no-untyped-call]
                 if not wait:
                     return
                 event.synchronize()
             self.pending.popleft()
-            arrived(host)
+            arrived(hosts)

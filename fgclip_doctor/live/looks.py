@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -27,8 +28,9 @@ class Looks:
         self.subject = subject
         self.fetcher = fetcher
         self.write = write
-        self.sampled: list[str] = []  # parameters of which values were sampled before the step
-        self.before: Tensor | None = None  # those values, one parameter after the other
+        self.sampled: dict[str, Tensor] = {}  # before the step, values of each parameter: a view where it can be one
+        self.before: Tensor | None = None  # a copy of them, one after the other
+        self.next_walk = 1  # modules that join are looked for at each doubling of the step
         self.next_rows = 1
         self.rows_at = -1
         self.structure: object = None  # of the model, as last written down
@@ -36,7 +38,9 @@ class Looks:
 
     def describe(self, step: int) -> None:
         """The parameters, groups and buffers: at the start, and again where they have changed."""
-        self.subject.walk()
+        if step >= self.next_walk:
+            self.next_walk = 2 * step
+            self.subject.walk()
         optimizers = self.subject.optimizers
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         place = {id(one): index for index, group in enumerate(groups) for one in group["params"]}
@@ -55,6 +59,18 @@ class Looks:
                 buffers=[[name, list(one.shape), dtype(one)] for name, one in buffers],
                 groups=options,
             )
+
+    def begin(self, optimizer: Optimizer) -> None:
+        """How many updates Adam has applied before the first step that is recorded: of a run that is resumed, some."""
+        if "betas" not in optimizer.defaults:
+            return
+        counts = [of["step"] for of in optimizer.state.values() if isinstance(of, dict) and "step" in of]
+        waiting = [one for one in counts if isinstance(one, Tensor)]
+        known = max((int(one) for one in counts if not isinstance(one, Tensor)), default=0)
+        if waiting:
+            self.fetcher.take(waiting, lambda values: self.write("begun", updates=max(known, *map(int, values))))
+        else:
+            self.write("begun", updates=known)
 
     def gradients(self, optimizer: Optimizer, step: int, *, early: bool) -> None:
         """Of what an optimizer is about to update. `early`: those without any are named, too."""
@@ -82,37 +98,44 @@ class Looks:
     def sample_before(self, optimizer: Optimizer) -> None:
         own = set(map(id, held(optimizer)))
         known = self.subject.parameters
-        self.sampled = [n for n, one in known.items() if id(one) in own and one.grad is not None and one.numel() > 1]
-        self.before = torch.cat([sample(known[name]) for name in self.sampled]).float() if self.sampled else None
+        chosen = {n: one for n, one in known.items() if id(one) in own and one.grad is not None and one.numel() > 1}
+        self.sampled = {name: sample(one) for name, one in chosen.items()}
+        self.before = torch.cat(list(self.sampled.values())).float() if chosen else None
 
     def updates(self, step: int) -> None:
         """How far the step moved each part, as a share of its size, at a sample of its values."""
-        known, names, before = self.subject.parameters, self.sampled, self.before
-        self.sampled, self.before = [], None
-        if before is None or not known.keys() >= set(names):
+        known, sampled, before = self.subject.parameters, self.sampled, self.before
+        self.sampled, self.before = {}, None
+        names = list(sampled)
+        if before is None or not known.keys() >= sampled.keys():
             return
-        after = [sample(known[name]) for name in names]
-        lengths = [len(values) for values in after]
-        steps = torch.split(torch.cat(after).float().sub_(before), lengths)
-        halves = [one for name, one in zip(names, steps, strict=True) if known[name].dtype in HALVES]
-        changed = [torch.count_nonzero(torch.cat(halves))] if halves else []  # that rounding may hold still
-        sampled = sum(map(len, halves))
-        norms_of_both = torch._foreach_norm([*steps, *torch.split(before, lengths)])
+        # A step in place shows in the very view of before it; one that puts new storage in its place doesn't.
+        now = [
+            view if view.data_ptr() == local(known[name]).data_ptr() else sample(known[name])
+            for name, view in sampled.items()
+        ]
+        ends = np.cumsum([len(values) for values in now])
+        halves = [known[name].dtype in HALVES for name in names]
 
-        def arrived(values: list[float]) -> None:
+        def arrived(copies: list[Tensor]) -> None:
+            old, new = (copy.numpy() for copy in copies)
+            moved = new - old
+            starts = np.append(0, ends[:-1])
+            of_moves, of_old = (np.add.reduceat(np.square(one, dtype=np.float64), starts) for one in (moved, old))
             parts: dict[str, list[float]] = {}
-            for place, name in enumerate(names):
+            for name, a, b in zip(names, of_moves.tolist(), of_old.tolist(), strict=True):
                 sums = parts.setdefault(part(name), [0.0, 0.0])
-                sums[0] += values[place] ** 2
-                sums[1] += values[len(names) + place] ** 2
+                sums[0] += a
+                sums[1] += b
             ratios = {name: (a / b) ** 0.5 for name, (a, b) in parts.items() if b}
-            norms = values[len(names) : 2 * len(names)]
-            digest = "" if self.split else hashlib.sha256(repr(norms).encode()).hexdigest()[:16]
+            digest = "" if self.split else hashlib.sha256(of_old.tobytes()).hexdigest()[:16]
             self.write("updates", step=step, ratios=ratios, digest=digest)
-            if sampled:
-                self.write("rounding", step=step, changed=int(values[-1]), sampled=sampled)
+            if any(halves):  # whose small steps rounding may hold still
+                pieces = [moved[a:b] for a, b, half in zip(starts, ends, halves, strict=True) if half]
+                changed = sum(map(int, map(np.count_nonzero, pieces)))
+                self.write("rounding", step=step, changed=changed, sampled=sum(map(len, pieces)))
 
-        self.fetcher.take([*norms_of_both, *changed], arrived)
+        self.fetcher.copy([before, torch.cat(now).float()], arrived)
 
     def scalars(self, step: int) -> None:
         """Scales, pointers, flags and counters: parameters and buffers of one element, and plain numbers of modules."""
@@ -151,17 +174,17 @@ class Looks:
                 self._rows(name, bank, step)
 
     def _digest(self, name: str, bank: Tensor, step: int) -> None:
-        def arrived(values: Tensor) -> None:
-            digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+        def arrived(copies: list[Tensor]) -> None:
+            digest = hashlib.sha256(copies[0].numpy().tobytes()).hexdigest()[:16]
             self.write("digest", step=step, values={name: digest})
 
-        self.fetcher.copy(sample(bank).float(), arrived)
+        self.fetcher.copy([sample(bank).float()], arrived)
 
     def _rows(self, name: str, bank: Tensor, step: int) -> None:
         about: dict[str, Any] = {"name": name, "shape": list(bank.shape), "dtype": dtype(bank)}
 
-        def arrived(values: Tensor) -> None:
-            data = base64.b64encode(values.numpy().tobytes()).decode("ascii")
+        def arrived(copies: list[Tensor]) -> None:
+            data = base64.b64encode(copies[0].numpy().tobytes()).decode("ascii")
             self.write("rows", step=step, **about, data=data)
 
-        self.fetcher.copy(bank.detach().float().contiguous(), arrived)
+        self.fetcher.copy([bank.detach().float().contiguous()], arrived)

@@ -70,13 +70,13 @@ class Recorder:
         self.fetcher = Fetcher()
         self.clocks = dict.fromkeys(CLOCKS, 0)
         self.began = time.perf_counter()
-        self.in_backward = 0
+        self.in_backward = False
         self.inside_forward = 0
         self.inside_scheduler = 0
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.beside_first = 0  # steps of other optimizers since one of the first
         self.calls: dict[str, int] = {}  # of each site since the last step
-        self.course: list[tuple[sites.Spot | None, torch.Size, str]] = []  # of a forward: from where, on what, the site
+        self.course: list[tuple[torch.Size, str]] = []  # of a forward: the shape of each loss's logits, and its site
         self.place = 0  # in the course, of the next loss of the forward under way
         self.known: dict[str, int] = {}  # sites by name
         self.columns: dict[str, tuple[int, int]] = {}  # of each site, as last told, and how often they were
@@ -111,7 +111,7 @@ class Recorder:
         hooks.patch(torch, "save", self._around_save)
         self._patch_collectives()
         self._patch_reentrant()
-        hooks.undo.append(sites.watch(hooks.guard(self._see_loss), self._is_known))
+        hooks.undo.append(sites.watch(hooks.guard(self._see_loss), self._is_known()))
         if model is not None and optimizer is not None:
             self._take(Subject([("", model)], [stepping(optimizer)]))
 
@@ -168,19 +168,20 @@ class Recorder:
         return zero_grad
 
     def _around_backward(self, original: Function) -> Function:
-        entered = self.hooks.guard(self._enter_backward)
+        entered, pace, clocks = self.hooks.guard(self._enter_backward), self.pace, self.clocks
 
         def backward(*args: Any, **kwargs: Any) -> Any:
-            if not self.in_backward:
-                if self.pace.looking or self.subject is None or self.subject.called() is None:
-                    entered()
-                self.place = 0
-            self.clocks["backwards"] += not self.in_backward  # reentrant checkpointing makes some inside of one
-            self.in_backward += 1  # a forward in here is one that checkpointing does again
+            if self.in_backward:  # reentrant checkpointing makes some inside of one
+                return original(*args, **kwargs)
+            if pace.looking or self.subject is None or self.subject.called() is None:
+                entered()
+            clocks["backwards"] += 1
+            self.place = 0
+            self.in_backward = True  # a forward in here is one that checkpointing does again
             try:
                 return original(*args, **kwargs)
             finally:
-                self.in_backward -= 1
+                self.in_backward = False
 
         return backward
 
@@ -240,15 +241,13 @@ class Recorder:
     def _enter(self, module: nn.Module) -> bool:
         """Whether it is the model that is called."""
         subject, clocks = self.subject, self.clocks
-        bypassed = subject is not None and subject.called() is not module
-        if bypassed and not (subject is not None and subject.inside() is module):
-            return False
-        if torch.is_grad_enabled():
-            clocks["forwards"] += 1
-            clocks["bypassed"] += bypassed
-            self.place = 0
-        else:
-            clocks["evaluations"] += 1
+        learning = torch.is_grad_enabled()
+        if subject is not None and subject.called() is not module:
+            if subject.inside() is not module:
+                return False
+            clocks["bypassed"] += learning
+        clocks["forwards" if learning else "evaluations"] += 1
+        self.place = 0
         return True
 
     def _first_batch(self, replay: dry.Replay, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -339,27 +338,31 @@ class Recorder:
 
     # --- losses ----------------------------------------------------------------------------------------------------
 
-    def _is_known(self, logits: object, spot: sites.Spot) -> bool:
-        """Between looks: whether it is the next loss of the last forward's course again, on as many logits."""
-        if self.pace.looking:
-            return False
-        if self.in_backward or not torch.is_grad_enabled():
-            return True
-        if self.place < len(self.course) and type(logits) is Tensor:
-            expected, shape, _ = self.course[self.place]
-            if spot == expected and logits.shape == shape:
-                self.place += 1
+    def _is_known(self) -> sites.Known:
+        """Between looks: whether it is the next loss of the last forward's course again, by the shape of its logits."""
+        pace, course, learning = self.pace, self.course, torch.is_grad_enabled
+
+        def known(logits: object) -> bool:
+            if pace.looking:
+                return False
+            if self.in_backward or not learning():
                 return True
-        return False
+            place = self.place
+            if place < len(course) and type(logits) is Tensor and logits.shape == course[place][0]:
+                self.place = place + 1
+                return True
+            return False
+
+        return known
 
     def _see_loss(self, call: sites.Call) -> None:
         if self.in_backward or not torch.is_grad_enabled() or self.journal is None:
             return
         del self.course[self.place :]  # another course from here on
-        before = sum(site == call.site for _, _, site in self.course)
+        before = sum(site == call.site for _, site in self.course)
         site = f"{call.site} #{before + 1}" if before else call.site  # image to text and back are often one line
         if len(self.course) < MAX_COURSE:
-            self.course.append((call.spot, call.logits.shape, call.site))
+            self.course.append((call.logits.shape, call.site))
             self.place += 1
         if self.pace.looking:
             self._measure(call, site)
@@ -370,23 +373,21 @@ class Recorder:
         self.calls[site] = self.calls.get(site, 0) + 1
         if self.calls[site] > SITE_CALLS or (site not in self.known and len(self.known) >= sites.MAX_SITES):
             return
-        measured = sites.measure(call)
-        if measured is None:
-            return
         new = site not in self.known
-        number = self.known.setdefault(site, len(self.known))
-        when = {"step": self.clocks["steps"], "forward": self._forward}
-        gradient = call.logits.requires_grad
-        if new and rank_and_world()[1] > 1 and (seen := sites.reach(call.logits)) is not None:
-            fields = {"anchors": seen.anchors, "columns": seen.columns, "reached": seen.reached}
-            self._write("reach", site=number, name=site, of=call.kind, **fields)
+        number, kind = self.known.get(site, len(self.known)), call.kind
+        fields = {"step": self.clocks["steps"], "forward": self._forward, "gradient": call.logits.requires_grad}
 
         def arrived(values: list[float]) -> None:
-            named = dict(zip(sites.MEASURED, values, strict=True))
-            self._write("loss", site=number, name=site, of=call_kind, **when, gradient=gradient, **named)
+            self._write(
+                "loss", site=number, name=site, of=kind, **fields, **dict(zip(sites.MEASURED, values, strict=True))
+            )
 
-        call_kind = call.kind  # and not the call itself, which holds the logits
-        self.fetcher.take(measured, arrived)
+        if not sites.measure(call, self.fetcher, arrived):
+            return
+        self.known[site] = number
+        if new and rank_and_world()[1] > 1 and (seen := sites.reach(call.logits)) is not None:
+            reach = {"anchors": seen.anchors, "columns": seen.columns, "reached": seen.reached}
+            self._write("reach", site=number, name=site, of=kind, **reach)
 
     @property
     def _forward(self) -> int:
@@ -406,27 +407,27 @@ class Recorder:
     # --- the step --------------------------------------------------------------------------------------------------
 
     def _pre_hook(self) -> Callable[..., None]:
-        hook, is_traced = self.hooks.guard(self._before_step), torch.compiler.is_dynamo_compiling
+        hook, is_traced, pace = self.hooks.guard(self._before_step), torch.compiler.is_dynamo_compiling, self.pace
 
         def before(optimizer: Optimizer, *_: Any) -> None:
-            if is_traced():  # first of all, so that nothing of ours is
-                return
-            if self.pace.looking or self.saving or self.fetcher.pending or self.subject is None or self.subject.several:
+            if not is_traced() and pace.looking:  # in this order, so that a compiler sees nothing of ours
                 hook(optimizer)
 
         return before
 
     def _post_hook(self) -> Callable[..., None]:
-        hook, is_traced, clocks = self.hooks.guard(self._after_step), torch.compiler.is_dynamo_compiling, self.clocks
+        hook, is_traced = self.hooks.guard(self._after_step), torch.compiler.is_dynamo_compiling
+        pace, clocks, pending = self.pace, self.clocks, self.fetcher.pending
 
         def after(optimizer: Optimizer, *_: Any) -> None:
             if is_traced():
                 return
-            if self.pace.looking or self.subject is None:
+            subject = self.subject
+            if pace.looking or self.saving or pending or subject is None or subject.several:
                 hook(optimizer)
-            elif self.subject.is_first(optimizer):  # all that there is to a step that isn't looked at
-                clocks["steps"] += 1
-                self.pace.looking = clocks["steps"] + 1 >= self.pace.next
+            elif subject.is_first(optimizer):  # all that there is to a step that isn't looked at
+                clocks["steps"] = step = clocks["steps"] + 1
+                pace.looking = step + 1 >= pace.next
 
         return after
 
@@ -437,32 +438,47 @@ class Recorder:
         return self.subject is not None and self.subject.is_first(optimizer)
 
     def _before_step(self, optimizer: Optimizer) -> None:
-        """Gradients are complete, and about to be used."""
+        """Gradients are complete, and about to be used, by a step that is looked at."""
         first = self._is_first(optimizer)
-        self.fetcher.poll()
         if self.subject is None or self.looks is None:
             return
-        step = self.clocks["steps"]
-        if not first:
-            if any(one is optimizer for one in self.subject.optimizers):
-                self.beside_first += 1  # one that no longer steps, as of an earlier phase, yields
-                if self.beside_first > 2 * len(self.subject.optimizers):
-                    self.subject.count_steps_of(optimizer)
-                if self.pace.looking:
-                    self.looks.gradients(optimizer, step, early=step < EARLY_STEPS)
+        if first or any(one is optimizer for one in self.subject.optimizers):
+            step = self.clocks["steps"]
+            self.looks.gradients(optimizer, step, early=step < EARLY_STEPS)
+        if first and not self.clocks["steps"]:
+            self.looks.begin(optimizer)
+        if first:
+            self.looks.sample_before(optimizer)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        self.fetcher.poll()
+        if not self._is_first(optimizer) and not self._takes_over(optimizer):
             return
         self.beside_first = 0
         if self.saving:  # all the pieces of a checkpoint are there once the training goes on
             self.saving = False
-            self._write("saved", step=step)
-        if self.pace.looking:
-            self.looks.gradients(optimizer, step, early=step < EARLY_STEPS)
-            self.looks.sample_before(optimizer)
-
-    def _after_step(self, optimizer: Optimizer) -> None:
-        if not self._is_first(optimizer) or self.looks is None:
-            return
+            self._write("saved", step=self.clocks["steps"])
         self.clocks["steps"] += 1
+        if self.pace.looking:
+            self._look()
+        else:
+            self.pace.looking = self.clocks["steps"] + 1 >= self.pace.next
+
+    def _takes_over(self, optimizer: Optimizer) -> bool:
+        """Whether its steps are counted from now on: of an optimizer beside one that no longer steps."""
+        subject = self.subject
+        if subject is None or not any(one is optimizer for one in subject.optimizers):
+            return False
+        self.beside_first += 1
+        if self.beside_first <= 2 * len(subject.optimizers):
+            return False
+        subject.count_steps_of(optimizer)
+        return True
+
+    def _look(self) -> None:
+        """At what a step has made of the model."""
+        if self.looks is None:
+            return
         step = self.clocks["steps"]
         self.looks.describe(step)
         self.looks.updates(step)

@@ -10,28 +10,30 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
+from fgclip_doctor.live.fetch import Fetcher
+
 MAX_SITES = 64
 MAX_CANDIDATES = 1 << 20  # columns; a wider matrix of logits is no contrastive one
+FEW = 1 << 14  # logits that numpy measures, at a fifth of what torch's forty small operations cost
+LOWEST = float(torch.finfo(torch.float32).min) / 2  # a logit below it is masked out
 MEASURED = ("anchors", "candidates", "loss", "null", "top1", "twins", "first", "last", "lowest", "highest")
 MAX_STEPS = 16  # from the product of features back to where they were gathered
 MAX_NODES = 256  # of an autograd graph, that are looked at behind one matrix of logits
 PRODUCTS = ("MmBackward", "AddmmBackward", "BmmBackward", "BaddbmmBackward")
 TRANSPOSES = ("TBackward", "TransposeBackward", "PermuteBackward", "NumpyTBackward", "MTBackward")
 LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-
-
-Spot = tuple[CodeType, int, CodeType, int]  # the instructions from which a loss was called, and that was
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,10 @@ class Call:
     logits: Tensor  # (anchors, candidates)
     targets: Tensor | None  # (anchors,), or for a sigmoid loss (anchors, candidates) or None
     ignored: int
-    spot: Spot | None = None
 
 
 Observe = Callable[[Call], None]
-Known = Callable[[object, Spot], bool]  # whether a call on these logits, from there, tells nothing new
+Known = Callable[[object], bool]  # whether a call on these logits tells nothing new
 
 
 def watch(observe: Observe, known: Known) -> Callable[[], None]:
@@ -57,38 +58,39 @@ def watch(observe: Observe, known: Known) -> Callable[[], None]:
     log_sigmoid, is_traced = F.logsigmoid, torch.compiler.is_dynamo_compiling
 
     def see(kind: str, logits: object, targets: object, ignored: object = -100) -> None:
-        if is_traced():  # first of all, so that nothing of ours is
-            return
-        frame = sys._getframe(2)
-        back = frame.f_back or frame
-        spot = (frame.f_code, frame.f_lasti, back.f_code, back.f_lasti)
-        if known(logits, spot) or not isinstance(logits, Tensor) or logits.dim() != 2:
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
             return
         if isinstance(logits, FakeTensor) or torch._C._get_tracing_state() is not None or logits.device.type == "meta":
             return
         if not 2 <= logits.shape[1] <= MAX_CANDIDATES or not logits.shape[0]:
             return
         targets = targets if isinstance(targets, Tensor) else None
-        observe(Call(_place(), kind, logits, targets, ignored if isinstance(ignored, int) else -100, spot))
+        observe(Call(_place(), kind, logits, targets, ignored if isinstance(ignored, int) else -100))
+
+    # In each of these `is_traced` is asked first of all, so that a compiler sees nothing of ours.
 
     def cross_entropy_loss(input: Any, target: Any, *rest: Any, **named: Any) -> Any:
         result = entropy(input, target, *rest, **named)
-        see("softmax", input, target, rest[2] if len(rest) > 2 else named.get("ignore_index", -100))
+        if not is_traced() and not known(input):
+            see("softmax", input, target, rest[2] if len(rest) > 2 else named.get("ignore_index", -100))
         return result
 
     def nll_loss_nd(input: Any, target: Any, *rest: Any, **named: Any) -> Any:
         result = nll(input, target, *rest, **named)
-        see("softmax", input, target)
+        if not is_traced() and not known(input):
+            see("softmax", input, target)
         return result
 
     def binary_cross_entropy_with_logits(input: Any, target: Any, *rest: Any, **named: Any) -> Any:
         result = binary(input, target, *rest, **named)
-        see("sigmoid", input, target)
+        if not is_traced() and not known(input):
+            see("sigmoid", input, target)
         return result
 
     def logsigmoid(input: Any) -> Any:
         result = log_sigmoid(input)
-        see("sigmoid", input, None)
+        if not is_traced() and not known(input):
+            see("sigmoid", input, None)
         return result
 
     originals = [
@@ -108,42 +110,71 @@ def watch(observe: Observe, known: Known) -> Callable[[], None]:
     return end
 
 
-def measure(call: Call) -> Tensor | None:
-    """Numbers in the order of `MEASURED`; None where the targets are no indices, as soft ones aren't."""
+def measure(call: Call, fetcher: Fetcher, arrived: Callable[[list[float]], None]) -> bool:
+    """Numbers in the order of `MEASURED`, for `arrived`. False where there are none, as of soft targets."""
+    logits, targets = call.logits.detach(), call.targets
+    shape = logits.shape
+    if call.kind == "softmax":
+        if targets is None or targets.shape != shape[:1] or targets.is_floating_point():
+            return False
+    elif shape[0] > shape[1] or (targets is not None and targets.shape != shape):
+        return False
+    given = [logits if logits.dtype == torch.float32 else logits.float()]
+    given += [targets.detach()] if targets is not None else []
+    if logits.numel() <= FEW and type(logits) is Tensor:
+
+        def here(copies: list[Tensor]) -> None:
+            values = [one.numpy() for one in copies]
+            with np.errstate(all="ignore"):
+                arrived([float(one) for one in _measured(call_kind, call_ignored, np, np.arange(max(shape)), *values)])
+
+        call_kind, call_ignored = call.kind, call.ignored  # and not the call itself, which holds the graph
+        fetcher.copy(given, here)
+        return True
     with torch.no_grad():
-        if call.kind == "sigmoid":
-            return _sigmoid(call)
-        targets = call.targets
-        if targets is None or targets.dim() != 1 or targets.is_floating_point():
-            return None
-        logits = call.logits.detach().float()  # (anchors, candidates)
-        kept = (targets != call.ignored).float()  # (anchors,)
-        allowed = logits > torch.finfo(torch.float32).min / 2  # masked out where -inf or as good as that
-        columns = targets.clamp(0, logits.shape[1] - 1)
-        row = torch.logsumexp(logits, dim=1)
-        counts = allowed.sum(dim=1).clamp(min=1)
-        level = logits.masked_fill(~allowed, 0.0).sum(dim=1) / counts
-        positive = logits.gather(1, columns[:, None])  # (anchors, 1)
-        hit = logits.argmax(dim=1) == columns
-        same, coarse = _twins(logits, positive)
-        of_each = torch.stack([counts, row - positive.squeeze(1), row - level, hit, same])  # (5, anchors)
-        number = kept.sum()
-        means = (of_each * (kept / number.clamp(min=1))).sum(dim=1)
-        means[4].masked_fill_(coarse, torch.nan)
-        place = torch.aminmax(columns - torch.arange(len(columns), device=columns.device))
-        return torch.cat([number[None], means, torch.stack([*place, *torch.aminmax(columns)])])
+        found = _measured(call.kind, call.ignored, torch, torch.arange(max(shape), device=logits.device), *given)
+        fetcher.take([one if isinstance(one, Tensor) else logits.new_full((), one) for one in found], arrived)
+    return True
 
 
-def _twins(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+def _measured(kind: str, ignored: int, xp: Any, index: Any, logits: Any, targets: Any = None) -> Sequence[Any]:
+    """With `xp`, which is torch or numpy; `index` counts from 0 beyond either side of the logits."""
+    return _sigmoid(xp, index, logits, targets) if kind == "sigmoid" else _softmax(xp, index, logits, targets, ignored)
+
+
+def _softmax(xp: Any, index: Any, logits: Any, targets: Any, ignored: int) -> Sequence[Any]:
+    """`logits` (anchors, candidates), `targets` (anchors,)."""
+    anchors, candidates = logits.shape
+    kept = targets != ignored  # (anchors,)
+    columns = targets.clip(0, candidates - 1)
+    allowed = logits > LOWEST
+    highest = xp.amax(logits, 1)  # (anchors,)
+    row = xp.log(xp.exp(logits - highest[:, None]).sum(1)) + highest
+    counts = allowed.sum(1).clip(1)
+    level = xp.where(allowed, logits, 0.0).sum(1) / counts
+    positive = xp.where(columns[:, None] == index[:candidates], logits, 0.0).sum(1)
+    hit = logits.argmax(1) == columns
+    same, coarse = _twins(xp, logits, positive[:, None])
+    of_each = xp.stack([counts, row - positive, row - level, hit, same])  # (5, anchors)
+    number = kept.sum()
+    *means, twins = (of_each * (kept / number.clip(1))).sum(1)
+    offsets = columns - index[:anchors]
+    return (
+        *(number, *means, xp.where(coarse, math.nan, twins)),
+        *(offsets.min(), offsets.max(), columns.min(), columns.max()),
+    )
+
+
+def _twins(xp: Any, logits: Any, positive: Any) -> tuple[Any, Any]:
     """For which anchors another candidate has the positive's very logit, (anchors,): it is the positive, again.
 
     And whether the logits are so coarse, (), as in bfloat16, that neighbours are equal by themselves.
     """
-    exact = 4e-6 * positive.abs().clamp(min=1)  # of float32: two products of the same vectors, summed differently
-    same = ((logits - positive).abs() <= exact).sum(dim=1) > 1
-    usable = logits[:, 1:].isfinite()
+    exact = 4e-6 * xp.abs(positive).clip(1)  # of float32: two products of the same vectors, summed differently
+    same = (xp.abs(logits - positive) <= exact).sum(1) > 1
+    usable = xp.isfinite(logits[:, 1:])
     equal = (logits[:, 1:] == logits[:, :-1]) & usable
-    equal &= ~equal.all(dim=0)  # a candidate that is there twice is so for every anchor
+    equal = equal & ~equal.all(0)  # a candidate that is there twice is so for every anchor
     return same, equal.sum() > 1e-4 * usable.sum()
 
 
@@ -226,37 +257,22 @@ def _numbers(node: Any) -> int:
     return math.prod(_shape(node)) if node is not None else 0
 
 
-def _sigmoid(call: Call) -> Tensor | None:
+def _sigmoid(xp: Any, index: Any, given: Any, targets: Any) -> Sequence[Any]:
     """Of ``label * logit``, or of logits with a matrix of targets. The positives are taken to be the diagonal."""
-    given = call.logits.detach().float()  # (anchors, candidates)
-    if given.shape[0] > given.shape[1]:
-        return None
-    positives = torch.eye(*given.shape, device=given.device, dtype=torch.bool)
-    diagonal = given.new_zeros(())
-    if call.targets is None:
-        logits = torch.where(positives, given, -given)
-    else:
-        if call.targets.shape != given.shape:
-            return None
-        logits = given
-        diagonal = ((call.targets > 0.5) != positives).any().to(given.dtype)  # 0: the diagonal it is
-    signed = torch.where(positives, logits, -logits)
-    others = (logits * ~positives).sum(dim=1) / (given.shape[1] - 1)  # the mean negative of each row
-    mean_instead = torch.where(positives, others[:, None], -logits)
-    anchors, candidates = (given.new_tensor(float(length)) for length in given.shape)
-    values = [
-        anchors,
-        candidates,
-        F.softplus(-signed).sum() / anchors,
-        F.softplus(-mean_instead).sum() / anchors,
-        (logits.argmax(dim=1) == torch.arange(len(given), device=given.device)).float().mean(),
-        given.new_tensor(torch.nan),
-        diagonal,
-        diagonal,
-        given.new_zeros(()),
-        anchors - 1,
-    ]
-    return torch.stack(values)
+    anchors, candidates = given.shape
+    positives = index[:anchors, None] == index[:candidates]
+    logits = given if targets is not None else xp.where(positives, given, -given)
+    off = 0.0 if targets is None else ((targets > 0.5) != positives).any()  # 0: the diagonal it is
+    others = xp.where(positives, 0.0, logits).sum(1) / (candidates - 1)  # the mean negative of each row
+    signed = xp.where(positives, logits, -logits)
+    mean_instead = xp.where(positives, others[:, None], -logits)
+    hit = (logits.argmax(1) == index[:anchors]).sum() / anchors
+    loss, null = (_softplus(xp, -one).sum() / anchors for one in (signed, mean_instead))
+    return (float(anchors), float(candidates), loss, null, hit, math.nan, off, off, 0.0, float(anchors - 1))
+
+
+def _softplus(xp: Any, values: Any) -> Any:
+    return xp.log1p(xp.exp(-xp.abs(values))) + values.clip(0)
 
 
 _KNOWN: dict[tuple[CodeType, int, CodeType | None, int], str] = {}

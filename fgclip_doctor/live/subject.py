@@ -271,8 +271,12 @@ def local(tensor: Tensor) -> Tensor:
 
 def sample(parameter: Tensor) -> Tensor:
     """Up to `SAMPLED` values, evenly spread: a view where it can be one."""
-    flat = local(parameter).reshape(-1)
-    return flat if flat.numel() <= SAMPLED else flat[:: flat.numel() // SAMPLED][:SAMPLED]
+    whole = local(parameter)
+    count = whole.numel()
+    if count <= SAMPLED or not whole.is_contiguous():
+        flat = whole.reshape(-1)
+        return flat if count <= SAMPLED else flat[:: count // SAMPLED][:SAMPLED]
+    return whole.as_strided((SAMPLED,), (count // SAMPLED,), whole.storage_offset())
 
 
 def is_plain(value: object) -> bool:

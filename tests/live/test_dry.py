@@ -108,7 +108,6 @@ def dry_run(model: nn.Module, steps: int = 6) -> dict[str, dict[str, Any]]:
 
 def test_a_bank_that_is_saved_leaves_nothing_to_tell() -> None:
     records = dry_run(Banked())
-    assert records["begun"] == {"updates": 0}
     expected = {"step": 6, "unsaved": [], "changed": [], "late": [], "failed": "", "skipped": ""}
     assert records["state"] == expected
 

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgclip_doctor.live.recorder import Recorder
+from fgclip_doctor.live.fetch import Fetcher
+from fgclip_doctor.live.looks import Looks
+from fgclip_doctor.live.recorder import Recorder, watching
+from fgclip_doctor.live.subject import Subject
+from fgclip_doctor.sources.recording import read
 
 
 class Pair(nn.Module):
@@ -137,3 +141,29 @@ def test_what_was_patched_is_as_it_was_after_the_end(tmp_path: Path) -> None:
     after = (torch.autograd.backward, torch._C._nn.cross_entropy_loss, torch.optim.Optimizer.__init__, torch.compile)
     assert before == after
     assert "__call__" not in Pair.__dict__
+
+
+def test_a_resumed_run_is_known_by_the_updates_that_adam_had_applied(tmp_path: Path) -> None:
+    model = Pair()
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        model(torch.randn(4, 16), torch.randn(4, 16)).backward()
+        optimizer.step()
+
+    for _ in range(7):
+        step()
+    with watching(model, optimizer, tmp_path):
+        step()
+    assert read(tmp_path).watched.first.updates_before == 7
+
+
+@pytest.mark.parametrize(("kept", "updates"), [(torch.tensor(7.0), 7), (7, 7), (None, 0)])
+def test_updates_are_read_however_an_optimizer_keeps_them(kept: object, updates: int) -> None:
+    model, seen = Pair(), list[dict[str, Any]]()
+    optimizer = torch.optim.AdamW(model.parameters())
+    if kept is not None:
+        optimizer.state[model.sharpness]["step"] = kept
+    subject = Subject([("", model)], [optimizer])
+    Looks(subject, Fetcher(), lambda kind, **fields: seen.append({kind: fields})).begin(optimizer)
+    assert seen == [{"begun": {"updates": updates}}]

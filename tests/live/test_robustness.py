@@ -44,7 +44,7 @@ OF_OURS: list[tuple[Any, str]] = [
     ),
     *(
         (looks.Looks, name)
-        for name in ("describe", "gradients", "sample_before", "updates", "scalars", "banks", "rows")
+        for name in ("describe", "begin", "gradients", "sample_before", "updates", "scalars", "banks", "rows")
     ),
     *((recorder, name) for name in ("found_for", "configurations", "Journal", "roots_of", "rank_and_world")),
     (sites, "measure"),
