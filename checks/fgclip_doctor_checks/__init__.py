@@ -9,6 +9,7 @@ from fgclip_doctor_checks.banks.bank_rank_local import bank_rank_local
 from fgclip_doctor_checks.banks.bank_rows_not_unit import bank_rows_not_unit
 from fgclip_doctor_checks.banks.bank_stale import bank_stale
 from fgclip_doctor_checks.banks.bank_wraparound import bank_wraparound
+from fgclip_doctor_checks.banks.momentum_encoder_idle import momentum_encoder_idle
 from fgclip_doctor_checks.causes import CAUSES
 from fgclip_doctor_checks.clocks.accumulation_adds_no_negatives import accumulation_adds_no_negatives
 from fgclip_doctor_checks.clocks.accumulation_loss_scaled import accumulation_loss_scaled
@@ -99,6 +100,7 @@ CHECKS: tuple[Check, ...] = (
     bank_holds_positives,
     bank_stale,
     bank_rank_local,
+    momentum_encoder_idle,
     logit_scale_above_cap,
     logit_scale_wrong_init,
     logit_scale_frozen,

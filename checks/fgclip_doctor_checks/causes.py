@@ -40,6 +40,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD602", "FGD206", "captions that repeat in the data repeat in the bank"),
     Cause("FGD205", "FGD207", "rows that the ring never comes back to grow old", case="still"),
     Cause("FGD208", "FGD207", "a ring that only one rank's rows go round turns too slowly", case="still"),
+    Cause("FGD209", "FGD207", "keys of an encoder that is never updated don't follow the trained one", case="moved"),
     Cause("FGD401", "FGD207", "a bank that comes on too early holds rows of features that still move", case="moved"),
     Cause("FGD201", "FGD601", "without its bank a batch has no further candidates"),
     Cause("FGD804", "FGD601", "without a gather a rank has its own batch alone"),
