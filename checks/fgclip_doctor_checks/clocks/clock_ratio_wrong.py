@@ -9,20 +9,27 @@ from fgclip_doctor.bank import forwards
 
 @check("FGD402", "clock-ratio-wrong", Severity.WARNING)
 def clock_ratio_wrong(run: Run, *, tolerance: float = 0.02) -> Iterator[Finding]:
-    """The model's forward counter and the trainer's step are not in the ratio of the configured accumulation.
+    """The forwards and the optimizer's steps are not in the ratio of the configured accumulation.
 
-    Why: whatever is timed by the counter (a bank's warmup, a schedule) then runs in a clock that nobody meant. A ratio
-    of 1 counts steps; twice the accumulation counts the second forward of gradient checkpointing.
-    Evidence: the counter over the steps, between the first and the last checkpoint where there are two.
+    Why: whatever is timed by a counter of forwards (a bank's warmup, a schedule) then runs in a clock that nobody
+    meant. A ratio of 1 counts steps; twice the accumulation counts the second forward of gradient checkpointing. Where
+    the steps themselves come too soon, the batch of each is smaller than it was meant to be, and the schedule shorter.
+    Evidence: a recording's own clocks, where both forwards and backward passes are too few for a step; and the model's
+    counter over the steps, between the first and the last checkpoint where there are two.
     Benign: an epoch whose last accumulation is short, as far as the sizes allow it; evaluation forwards, up to half as
-    many again; an accumulation in progress.
-    Fix: count in training mode only, outside of checkpointed code, once per forward; or time by the trainer's step.
+    many again; an accumulation in progress. A recording with more forwards or backward passes for a step: several views
+    or losses, or steps that a gradient scaler skipped.
+    Fix: step once after all micro-batches of an accumulation; count in training mode only, outside of checkpointed
+    code, once per forward; or time by the trainer's step.
     Sources: torch.utils.checkpoint (the forward runs again in backward); transformers.Trainer (the last accumulation of
     an epoch may be short).
     """
     accumulation = run.number("accumulation")
     if not accumulation >= 1:
         raise Missing(f"an accumulation of {accumulation:g} makes no sense")
+    if (early := _steps_too_soon(run, accumulation, tolerance)) is not None:
+        yield early
+        return
     counter = run.roles.get("clock.forwards", "")
     seen = [
         (one.trainer_step if one.trainer_step is not None else one.step, count)
@@ -30,6 +37,8 @@ def clock_ratio_wrong(run: Run, *, tolerance: float = 0.02) -> Iterator[Finding]
         if (count := forwards(run, one)) is not None
     ]
     known = [(step, count) for step, count in seen if step]
+    if not known and run.recording and run.recording.first.clocks.get("steps"):
+        return
     if not known:
         raise Missing("the model keeps no counter of forwards, or the step isn't known")
     first, last = known[0] if len(known) > 1 and known[0][0] < known[-1][0] else (0, 0), known[-1]
@@ -54,6 +63,33 @@ def clock_ratio_wrong(run: Run, *, tolerance: float = 0.02) -> Iterator[Finding]
                 why=f"{count} forwards in {steps} steps",
                 source=str(run.tensors[counter].source) if counter in run.tensors else counter,
                 step=last[0],
+            ),
+        ),
+    )
+
+
+def _steps_too_soon(run: Run, accumulation: float, tolerance: float) -> Finding | None:
+    """By the clocks of a recording, each of which was counted by itself."""
+    clocks = run.recording.first.clocks if run.recording else {}
+    steps = clocks.get("steps", 0)
+    if run.recording is None or not steps:
+        return None
+    forwards_seen, backwards = clocks.get("forwards", 0), clocks.get("backwards", 0)
+    ratio = max(forwards_seen, backwards) / steps
+    if not 0 < ratio < _lowest(run, accumulation) * (1 - tolerance) - accumulation / steps:
+        return None
+    return Finding(
+        message=f"The optimizer steps after {ratio:.3g} forwards, where the accumulation is {accumulation:g}: each "
+        f"update sees {ratio / accumulation:.0%} of the samples that it was meant to see.",
+        where="optimizer.step",
+        evidence=(
+            Evidence(
+                name="forwards per step",
+                value=round(ratio, 3),
+                expected=accumulation,
+                why=f"{forwards_seen} forwards and {backwards} backward passes in {steps} steps",
+                source=run.recording.first.path,
+                step=steps,
             ),
         ),
     )

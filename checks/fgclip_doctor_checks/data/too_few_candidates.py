@@ -27,23 +27,26 @@ def too_few_candidates(run: Run, *, least: float = 11) -> Iterator[Finding]:
     """
     if run.plan.candidates:
         raise Missing("the number of candidates is planned")
-    for name, candidates, how, source in _terms(run):
+    for names, candidates, how, source in _terms(run):
         if candidates >= least:
             continue
         most = log2(max(candidates, 1.0))
         tells = (
             "A softmax over one candidate is 0 and has no gradient" if candidates < 2 else f"{most:.2f} bits at most"
         )
+        which, has = f"{', '.join(names)} loss", "has"
+        if len(names) > 1:
+            which, has = f"{which}es", "have"
         yield Finding(
-            message=f"The {name} loss has {candidates:.3g} candidates per anchor ({how}). {tells}; one caption among "
-            f"ten hard negatives asks for {log2(11):.2f}.",
-            where=f"candidates of the {name} loss",
+            message=f"The {which} {has} {candidates:.3g} candidates per anchor ({how}). "
+            f"{tells}; one caption among ten hard negatives asks for {log2(11):.2f}.",
+            where=f"candidates of the {which}",
             evidence=(
                 Evidence(
                     name="candidates per anchor",
                     value=candidates,
                     expected=f"at least {least:g}",
-                    why=f"{how}; the {name} loss can show log2 of it: {most:.2f} bits",
+                    why=f"{how}; the {which} can show log2 of it: {most:.2f} bits",
                     source=source,
                 ),
             ),
@@ -56,16 +59,22 @@ def _in_batch(site: LossSite) -> bool:
     return site.kind == "softmax" and site.gradient and site.targets != "constant" and len(site.candidates) > 0
 
 
-def _terms(run: Run) -> Iterator[tuple[str, float, str, str]]:
-    """Each loss that has its candidates in the batch: how many, how that is known, and from where."""
+def _terms(run: Run) -> Iterator[tuple[list[str], float, str, str]]:
+    """The losses that have their candidates in the batch: how many, how that is known, and from where.
+
+    Those of a recording that have as many are told as one: they are calls on the same features.
+    """
     if "loss_kind" in run.facts and run.facts["loss_kind"].value == "sigmoid":
         raise Missing("a sigmoid loss has no bound by its candidates")
     watched = run.watched.first if run.recording else None
     if watched and any(sites(run)):
         import numpy as np
 
+        alike: dict[float, list[str]] = {}
         for site in filter(_in_batch, watched.sites):
-            yield site.name, float(np.median(site.candidates)), "as recorded", watched.path
+            alike.setdefault(float(np.median(site.candidates)), []).append(site.name)
+        for candidates, places in alike.items():
+            yield places, candidates, "as recorded", watched.path
         return
     found = False
     try:
@@ -75,11 +84,11 @@ def _terms(run: Run) -> Iterator[tuple[str, float, str, str]]:
     for term in logged:
         if "regions_per_sample" not in term.assumed:
             found = True
-            yield term.name, term.candidates, term.counted, str(term.series.source)
+            yield [term.name], term.candidates, term.counted, str(term.series.source)
     if found:
         return
     names = ["global", *(["region"] if "regions_per_sample" in run.facts else [])]
     for name in names:
         _, inside, how, _ = counts(run, name)
         rows = bank_rows(run, name)
-        yield name, inside + rows, how + (f", and {rows} rows of the bank" if rows else ""), how
+        yield [name], inside + rows, how + (f", and {rows} rows of the bank" if rows else ""), how

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.recorded import Rank, Recording
+from fgclip_doctor.sources import load
 from fgclip_doctor_checks.clocks.clock_ratio_wrong import clock_ratio_wrong
+from tests.live.test_recorder import train
 from tests.runs import checkpoint, run, series, tensor
 
 
@@ -58,3 +62,43 @@ def test_skipped_without_a_counter_or_an_accumulation() -> None:
         list(clock_ratio_wrong(run(checkpoint({}, 10), facts={"accumulation": 8})))
     with pytest.raises(Missing, match="accumulation"):
         list(clock_ratio_wrong(run(checkpoint({}, 10))))
+
+
+def recorded(steps: int, forwards: int, backwards: int | None = None, **facts: Any) -> Run:
+    """A recording with these clocks, of a model that keeps no counter."""
+    made = run(checkpoint({}, steps), facts={"accumulation": 8, **facts})
+    clocks = {"steps": steps, "forwards": forwards, "backwards": forwards if backwards is None else backwards}
+    made.recording = Recording((Rank(0, 1, "recording", clocks=clocks),), steps)
+    return made
+
+
+@pytest.mark.parametrize("case", [recorded(50, 50), recorded(50, 200), recorded(10, 50, num_epochs=1, max_steps=10)])
+def test_steps_that_come_too_soon_are_told_by_a_recordings_clocks(case: Run) -> None:
+    [finding] = clock_ratio_wrong(case)
+    assert "of the samples that it was meant to see" in finding.message
+    assert finding.evidence[0].source == "recording"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        recorded(50, 400),
+        recorded(50, 407),
+        recorded(50, 800),
+        recorded(50, 800, 400),
+        recorded(50, 50, 400),
+        recorded(50, 230),
+        recorded(100, 500, dataset_size=40, micro_batch=4),
+        recorded(1, 1),
+        recorded(50, 50, accumulation=1),
+    ],
+    ids=["exact", "in progress", "twice", "views", "parts", "epochs", "short epochs", "first step", "one"],
+)
+def test_a_sound_recording_is_quiet(case: Run) -> None:
+    assert not list(clock_ratio_wrong(case))
+
+
+def test_a_real_recording_fires_for_the_accumulation_that_it_did_not_make(tmp_path: Path) -> None:
+    train(tmp_path, steps=12, accumulation=2)
+    assert list(clock_ratio_wrong(load([tmp_path], facts={"accumulation": "8"})))
+    assert not list(clock_ratio_wrong(load([tmp_path], facts={"accumulation": "2"})))

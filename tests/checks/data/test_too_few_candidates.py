@@ -72,6 +72,20 @@ def test_recorded_candidates_win(targets: str, kind: str, few: bool) -> None:
     assert found(run) == ({"candidates of the train.py:7 loss": 6} if few else {})
 
 
+def test_losses_with_as_many_candidates_are_told_as_one() -> None:
+    values = np.ones(5)
+
+    def site(place: int, count: int) -> LossSite:
+        counts = np.full(5, count)
+        return LossSite(
+            f"train.py:{place}", "softmax", "diagonal", 0, counts, counts, counts, counts, values, values, values
+        )
+
+    run = runs.watched(roles={}, sites=(site(7, 6), site(8, 6), site(9, 4)))
+    places = "candidates of the train.py:7, train.py:8 losses", "candidates of the train.py:9 loss"
+    assert found(run) == dict(zip(places, (6, 4), strict=True))
+
+
 def test_logged_candidates_win() -> None:
     logged = [
         runs.series("region_loss", [1.0] * 20),
