@@ -7,9 +7,10 @@ from math import inf, log2, sqrt
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import theory
+from fgclip_doctor.findings import Evidence
 from fgclip_doctor.progress import bank_jump
 from fgclip_doctor.run import Missing, Run
-from fgclip_doctor.terms import Term, falling, settled
+from fgclip_doctor.terms import Term, falling, logged_beside, settled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,3 +97,48 @@ def supervised(term: Term, reading: Reading) -> tuple[float, float] | None:
         if abs(reading.mean - level) <= 0.003 * level:
             return temperature, level
     return None
+
+
+def acquitted(run: Run, term: Term, reading: Reading) -> bool:
+    """Whether the positives' margin over their rows, or their top-1 share, was logged and is over chance.
+
+    Neither acquits a loss over twice its chance level: what it gets wrong, it is surer of than of what it gets right.
+    """
+    if reading.mean > 2 * term.chance:
+        return False
+    since = int(reading.steps[0])
+    for kind, chance, least in (
+        ("margin", 0.0, 0.25 * theory.LN2),
+        ("acc", theory.chance_top1(term.candidates), 0.5 * theory.chance_top1(term.candidates)),
+    ):
+        log = logged_beside(run, term, kind)
+        mean, error = theory.mean_with_error(log.values[log.steps >= since]) if log is not None else (chance, 0.0)
+        if mean - chance > max(least, 3 * error):
+            return True
+    return False
+
+
+def before_its_bank(term: Term, source: str) -> list[Evidence]:
+    """That a term was at chance before its bank came on too, by the same yardstick, if it was."""
+    import numpy as np
+
+    jump = bank_jump(term, agreement=0.2)
+    if jump is None or term.before is None or term.scale is None:
+        return []
+    log = term.series
+    there = log.values[(log.steps < jump[0].index) & np.isfinite(log.values)]
+    there = there[len(there) // 2 :]
+    null = term.null_at(candidates=term.before)
+    error = max(float(there.std()), null.noise / sqrt(term.accumulation)) / sqrt(len(there))
+    if not term.chance_at(term.before) - 2 * error <= there.mean() <= null.level + 3 * error:
+        return []
+    return [
+        Evidence(
+            name="mean loss before the bank",
+            value=float(there.mean()),
+            expected=f"under {term.chance_at(term.before):.3f}",
+            why=f"+- {error:.2g}; with {term.before:.4g} candidates unaligned features give {null.level:.3f}",
+            source=source,
+            step=jump[0].index,
+        )
+    ]

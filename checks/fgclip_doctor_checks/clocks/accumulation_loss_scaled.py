@@ -1,18 +1,12 @@
 """FGD404."""
 
 from collections.abc import Iterator
-from math import exp, log
-from typing import TYPE_CHECKING
+from math import exp
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
-from fgclip_doctor.events import between
-from fgclip_doctor.run import Series
+from fgclip_doctor.factors import first_values, jump_by
 from fgclip_doctor.sums import decompose
-from fgclip_doctor.terms import Term, terms
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from fgclip_doctor.terms import terms
 
 
 @check("FGD404", "accumulation-loss-scaled", Severity.WARNING)
@@ -59,14 +53,14 @@ def accumulation_loss_scaled(run: Run, *, tolerance: float = 0.005, start: float
                     ),
                 )
     for name in dict.fromkeys(name for role, name in run.roles.items() if role.startswith("loss.")):
-        if name in run.series and (jump := _jump(run, name, count)) is not None:
+        if name in run.series and (jump := jump_by(run, name, count)) is not None:
             judged += 1
             if jump.error:
                 yield _jumped(run, name, jump, count)
     for term in terms(run):
         if isinstance(term, Missing) or term.scale is None or term.sigmoid or term.assumed:
             continue
-        first = _first(term)
+        first = first_values(term)
         judged += first is not None
         if first is not None and first > 1.5 * term.null.level:
             low, high = (1 - start) * term.chance, (1 + start) * term.null.level
@@ -85,45 +79,6 @@ def accumulation_loss_scaled(run: Run, *, tolerance: float = 0.005, start: float
                 )
     if not judged:
         raise Missing("no loss was logged with its terms, or with known candidates and scale")
-
-
-def _first(term: Term) -> float | None:
-    """The mean of the first values, which one step of learning has hardly changed."""
-    values = dynamics.finite(term.series.steps, term.series.values)[1]
-    return float(values[: min(3, len(values))].mean()) if len(values) >= 3 else None
-
-
-def _jump(run: Run, name: str, count: float) -> dynamics.Shift | None:
-    """A jump of a loss by the factor `count`, up or down, with `index` a step; one without an error if there is none.
-
-    The gradient norm has to jump with it, where one was logged, and nothing else may have happened there.
-    """
-    steps, shifts = _ratios(run.series[name].standing, count)
-    if not len(steps):
-        return None
-    norms = _ratios(run.series["grad_norm"].standing, count) if "grad_norm" in run.series else None
-    every = int(steps[-1] - steps[0]) // max(len(steps) - 1, 1) + 1
-    for shift in shifts:
-        at = int(steps[shift.index])
-        told = between(run, at - 3 * every, at + 3 * every)
-        followed = norms is None or any(
-            abs(int(norms[0][one.index]) - at) <= 3 * every and one.size * shift.size > 0 for one in norms[1]
-        )
-        if followed and (told is None or told.kind == "resume"):
-            return dynamics.Shift(at, shift.before, shift.after, max(shift.error, 1e-9))
-    return dynamics.Shift(0, 0.0, 0.0, 0.0)
-
-
-def _ratios(series: Series, count: float) -> tuple["NDArray[np.int64]", list[dynamics.Shift]]:
-    """Steps of a series, and the shifts of its logarithm that are just by `count`; no steps where it is too short."""
-    import numpy as np
-
-    steps, values = dynamics.condensed(*dynamics.finite(series.steps, series.values))
-    window = min(10, len(values) // 3)
-    if window < 4 or (values <= 0).any():
-        return steps[:0], []
-    found = dynamics.shifts(np.log(values), window=window, least=0.9 * log(count), errors=8.0)
-    return steps, [one for one in found if abs(abs(one.size) - log(count)) <= min(0.15, 3 * one.error + 0.01)]
 
 
 def _jumped(run: Run, name: str, jump: dynamics.Shift, count: float) -> Finding:

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from math import log2, sqrt
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theory
-from fgclip_doctor.chance import Reading, read, supervised
-from fgclip_doctor.progress import bank_jump
-from fgclip_doctor.terms import Term, falling, logged_beside, terms
+from fgclip_doctor.chance import Reading, acquitted, before_its_bank, read, supervised
+from fgclip_doctor.terms import Term, falling, terms
 from fgclip_doctor_checks.causes import explaining
 
 
@@ -50,29 +49,10 @@ def loss_at_chance(
             reasons.append(str(reason))
             continue
         judged += 1
-        if reading.state and not falling(reading.values) and not _acquitted(run, term, reading):
+        if reading.state and not falling(reading.values) and not acquitted(run, term, reading):
             yield _finding(term, reading)
     if not judged:
         raise Missing("; ".join(dict.fromkeys(reasons)))
-
-
-def _acquitted(run: Run, term: Term, reading: Reading) -> bool:
-    """Whether the positives' margin over their rows, or their top-1 share, was logged and is over chance.
-
-    Neither acquits a loss over twice its chance level: what it gets wrong, it is surer of than of what it gets right.
-    """
-    if reading.mean > 2 * term.chance:
-        return False
-    since = int(reading.steps[0])
-    for kind, chance, least in (
-        ("margin", 0.0, 0.25 * theory.LN2),
-        ("acc", theory.chance_top1(term.candidates), 0.5 * theory.chance_top1(term.candidates)),
-    ):
-        log = logged_beside(run, term, kind)
-        mean, error = theory.mean_with_error(log.values[log.steps >= since]) if log is not None else (chance, 0.0)
-        if mean - chance > max(least, 3 * error):
-            return True
-    return False
 
 
 def _finding(term: Term, reading: Reading) -> Finding:
@@ -94,7 +74,7 @@ def _finding(term: Term, reading: Reading) -> Finding:
     source = str(term.series.source)
     steps = f"steps {reading.steps[0]} to {reading.steps[-1]}"
     how = f"{term.counted}; scale {term.scale or 0:.4g} ({term.scale_source}); width {term.dimension}"
-    before = _before(term, source)
+    before = before_its_bank(term, source)
     evidence = [
         Evidence(name="mean loss", value=mean, expected=f"under {chance:.3f}", why=f"+- {error:.2g}", source=source),
         Evidence(name="ln N", value=chance, why=f"the least without knowledge: {name} ({term.counted})", source=source),
@@ -121,29 +101,3 @@ def _finding(term: Term, reading: Reading) -> Finding:
         evidence=tuple(evidence),
         explained_by=explaining("FGD501", term.name, reading.state),
     )
-
-
-def _before(term: Term, source: str) -> list[Evidence]:
-    """That a term was at chance before its bank came on too, by the same yardstick, if it was."""
-    import numpy as np
-
-    jump = bank_jump(term, agreement=0.2)
-    if jump is None or term.before is None or term.scale is None:
-        return []
-    log = term.series
-    there = log.values[(log.steps < jump[0].index) & np.isfinite(log.values)]
-    there = there[len(there) // 2 :]
-    null = term.null_at(candidates=term.before)
-    error = max(float(there.std()), null.noise / sqrt(term.accumulation)) / sqrt(len(there))
-    if not term.chance_at(term.before) - 2 * error <= there.mean() <= null.level + 3 * error:
-        return []
-    return [
-        Evidence(
-            name="mean loss before the bank",
-            value=float(there.mean()),
-            expected=f"under {term.chance_at(term.before):.3f}",
-            why=f"+- {error:.2g}; with {term.before:.4g} candidates unaligned features give {null.level:.3f}",
-            source=source,
-            step=jump[0].index,
-        )
-    ]
