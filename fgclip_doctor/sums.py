@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import exp
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import dynamics
@@ -141,3 +143,64 @@ def _independent(columns: NDArray[np.float64]) -> list[int]:
         if size > STILL * max(1.0, float(np.abs(columns[:, place]).sum())) and not alike:
             kept.append(place)
     return kept
+
+
+def never_changes(one: Series) -> bool:
+    """Whether a term is constant, is not off, and was printed finely enough to tell."""
+    import numpy as np
+
+    values = one.values[np.isfinite(one.values)]
+    printed = one.resolution or 0.0
+    return len(values) > 0 and dynamics.constant(values) and abs(values[0]) > max(2 * printed, 1e-6) and printed <= 1e-3
+
+
+def unlogged_constant(found: Sum) -> float | None:
+    """What is left of the total at every step, if it is more than errors and rounding leave."""
+    level = float(abs(found.values @ [abs(weight) for weight in found.weights]).mean())
+    least = max(10 * found.error, 10 * found.resolution, 0.01 * level, 0.01)
+    return found.constant if found.exact and not found.still and abs(found.constant) > least else None
+
+
+@dataclass(frozen=True, slots=True)
+class Bursts:
+    """Where a term has no record and the total has one."""
+
+    part: Series
+    total: Series
+    share: float  # of the steps at which the total was logged
+    count: int
+    longest: int
+    anchors: float  # a step
+    by_chance: float  # the share of steps without any anchor
+
+
+def bursts(run: Run, parts: list[Series], share: float) -> Iterator[Bursts]:
+    """Terms without a record where the total has one, more often than batches without a region explain."""
+    import numpy as np
+
+    try:
+        total = total_of(run)
+    except Missing:
+        return
+    anchors = run.number("micro_batch", 0.0) * run.number("regions_per_sample", 1.0) * run.number("accumulation", 1.0)
+    for one in parts:
+        at = np.unique(total.steps[(total.steps >= one.steps.min()) & (total.steps <= one.steps.max())])
+        there = np.isin(at, one.steps)
+        gaps = np.diff(np.flatnonzero(there))
+        if not anchors or not len(gaps) or there.all() or len(np.unique(gaps)) < 2:
+            continue  # none missing, or logged less often
+        missing, count = 1 - float(there.mean()), int((gaps > 1).sum())
+        if missing >= max(share, 5 * exp(-anchors)) and count >= 3:
+            yield Bursts(one, total, missing, count, int(gaps.max()) - 1, anchors, exp(-anchors))
+
+
+def left_out(found: Sum, share: float) -> Iterator[tuple[Series, float, float]]:
+    """Terms that were logged and are yet no part of the total at some steps: each, its weight, and their share."""
+    import numpy as np
+
+    for place, (one, weight) in enumerate(zip(found.parts, found.weights, strict=True)):
+        part = weight * found.values[:, place]
+        without = np.abs(found.residuals + part) <= np.maximum(found.resolution, 0.02 * np.abs(part))
+        without &= np.abs(part) > 4 * found.resolution
+        if without.mean() >= share and without.sum() >= 5:
+            yield one, weight, float(without.mean())
