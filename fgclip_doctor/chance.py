@@ -118,7 +118,38 @@ def acquitted(run: Run, term: Term, reading: Reading) -> bool:
     return False
 
 
-def before_its_bank(term: Term, source: str) -> list[Evidence]:
+def grounds(
+    term: Term, reading: Reading, name: str, chance: float, null: theory.Null | None, before: list[Evidence]
+) -> list[Evidence]:
+    """The mean of the loss beside what it is at chance: `chance`, which is called `name`, and the null where known.
+
+    `before` is what `before_its_bank` gives.
+    """
+    source = str(term.series.source)
+    mean = Evidence(
+        name="mean loss",
+        value=reading.mean,
+        expected=f"under {chance:.3f}",
+        why=f"+- {reading.error:.2g}",
+        source=source,
+    )
+    why = f"the least without knowledge: {name} ({term.counted})"
+    least = Evidence(name="ln N", value=chance, why=why, source=source)
+    if null is None:
+        return [mean, least, *before]
+    how = f"{term.counted}; scale {term.scale or 0:.4g} ({term.scale_source}); width {term.dimension}"
+    spread = Evidence(
+        name="spread of the logged values",
+        value=reading.spread,
+        expected=f"{null.noise / sqrt(term.accumulation):.3f} to {null.noise:.3f} at the null level",
+        why=f"null noise of {term.anchors:.3g} anchors, over up to {term.accumulation} forwards a value",
+        source=source,
+    )
+    why = f"of evenly spread features: {how}"
+    return [mean, Evidence(name="null level", value=null.level, why=why, source=source), least, *before, spread]
+
+
+def before_its_bank(term: Term) -> list[Evidence]:
     """That a term was at chance before its bank came on too, by the same yardstick, if it was."""
     import numpy as np
 
@@ -138,7 +169,7 @@ def before_its_bank(term: Term, source: str) -> list[Evidence]:
             value=float(there.mean()),
             expected=f"under {term.chance_at(term.before):.3f}",
             why=f"+- {error:.2g}; with {term.before:.4g} candidates unaligned features give {null.level:.3f}",
-            source=source,
+            source=str(log.source),
             step=jump[0].index,
         )
     ]

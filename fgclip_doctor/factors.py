@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import dynamics
 from fgclip_doctor.events import between
 from fgclip_doctor.run import Run, Series
+from fgclip_doctor.sums import decompose
 from fgclip_doctor.terms import Term
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """The largest weight of a term in the total, and by which factor it is off: 0 where it is by none."""
+
+    total: Series
+    name: str
+    weight: float
+    factor: float
+    rows: int  # that it was fitted to
+
+
+def heaviest(run: Run, count: float, tolerance: float) -> Weight:
+    """The largest weight, if `count` or one over it is its factor. `Missing` where the total is no sum of its terms."""
+    found = decompose(run)
+    weight = max(found.weights)
+    mean = weight - min(found.weights) <= tolerance * weight  # of the terms, which is no fault
+    meant = mean and abs(weight * len(found.weights) - 1) <= tolerance
+    factor = next((one for one in (count, 1 / count) if abs(weight / one - 1) <= tolerance), 0.0)
+    name = found.parts[found.weights.index(weight)].name
+    return Weight(found.total, name, weight, 0.0 if meant else factor, len(found.steps))
 
 
 def first_values(term: Term) -> float | None:

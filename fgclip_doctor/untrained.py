@@ -5,18 +5,54 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+from fgclip_doctor.events import learning_rate
 from fgclip_doctor.parts import ADAPTER, ELDER, FLOATS, side
 from fgclip_doctor.provenance import Randomness, drift, from_one, gains, randomness_of
-from fgclip_doctor.run import Missing, Run, Tensor
+from fgclip_doctor.run import Missing, Run, Source, Tensor
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block
 BLOCK = re.compile(r"^(.*\.\d+)\.")
 CORE = re.compile(r"att|qkv|in_proj|out_proj|[qkv]_proj|mlp|fc|dense|ffn", re.IGNORECASE)
 TABLE = re.compile(r"emb", re.IGNORECASE)
 FINAL = re.compile(r"(?:^|[._])(?:ln_final|ln_post|ln_pre|(?:final|post|pre)_?(?:layer_?)?norm|pre_layrnorm)")
+TOWER = re.compile(
+    r"(?:layers|blocks|resblocks)\.|(?:visual|text)_projection|(?:patch|class|token|position\w*)_embedding"
+)
+NEW = re.compile(r"_(?:res|ori|long|filip|short)\b|roi|region|dense|box|adapter|lora|position_ids|classifier")
+NORMAL = 0.02  # standard deviation that transformers gives new weights (initializer_range)
 LARGEST = 1 << 26  # elements of a tensor that is looked at: 256 MiB once they are read
 ALONE = 16_384  # values of a matrix with no others of its kind that are enough to judge it
+
+
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """The weights of the towers that were made anew at the start, where they can't be taught; none where they can."""
+
+    names: tuple[str, ...]
+    steps: float
+    peak: float  # of the learning rate
+    source: Source
+
+    @property
+    def reach(self) -> float:
+        """How far Adam can move a weight."""
+        return self.peak * self.steps
+
+
+def made_anew(run: Run) -> Anew:
+    """What transformers' list of newly initialized weights, in a log, says of the towers and their projections."""
+    import numpy as np
+
+    said = run.said("new-weights")
+    rates = learning_rate(run)
+    if said is None:
+        raise Missing("no checkpoint, and no log that lists newly initialized weights")
+    peak = float(np.nanmax(rates.values)) if rates is not None else run.number("learning_rate")
+    steps = run.number("max_steps", float(rates.steps[-1]) if rates is not None else None)
+    lost = tuple(name for name in said.names if TOWER.search(name) and not NEW.search(name))
+    return Anew(lost if peak * steps < NORMAL / 2 else (), steps, peak, said.source)
 
 
 def look(run: Run, moved: float) -> dict[str, Randomness]:

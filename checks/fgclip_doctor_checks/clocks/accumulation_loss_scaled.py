@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from math import exp
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
-from fgclip_doctor.factors import first_values, jump_by
-from fgclip_doctor.sums import decompose
+from fgclip_doctor.factors import first_values, heaviest, jump_by
 from fgclip_doctor.terms import terms
 
 
@@ -30,28 +29,23 @@ def accumulation_loss_scaled(run: Run, *, tolerance: float = 0.005, start: float
         raise Missing("nothing is accumulated")
     judged = 0
     try:
-        found = decompose(run)
+        found = heaviest(run, count, tolerance)
     except Missing:
-        found = None
-    if found is not None:
-        judged += 1
-        weight = max(found.weights)
-        name = found.parts[found.weights.index(weight)].name
-        for factor, what in ((count, "not divided by it"), (1 / count, "divided by it twice")):
-            mean = max(found.weights) - min(found.weights) <= tolerance * weight  # of the terms, which is no fault
-            meant = mean and abs(weight * len(found.weights) - 1) <= tolerance
-            if abs(weight / factor - 1) <= tolerance and not meant:
-                yield _finding(
-                    found.total.name,
-                    f"{found.total.name} counts {name} {weight:.4g} times with an accumulation of {count:g}: {what}.",
-                    Evidence(
-                        name=f"weight of {name} in the total",
-                        value=weight,
-                        expected=1.0,
-                        why=f"fitted at {len(found.steps)} steps; the accumulation is {count:g}",
-                        source=str(found.total.source),
-                    ),
-                )
+        found = None  # no total that is the sum of its terms
+    judged += found is not None
+    if found is not None and found.factor:
+        yield _finding(
+            found.total.name,
+            f"{found.total.name} counts {found.name} {found.weight:.4g} times with an accumulation of {count:g}: "
+            f"{'not divided by it' if found.factor > 1 else 'divided by it twice'}.",
+            Evidence(
+                name=f"weight of {found.name} in the total",
+                value=found.weight,
+                expected=1.0,
+                why=f"fitted at {found.rows} steps; the accumulation is {count:g}",
+                source=str(found.total.source),
+            ),
+        )
     for name in dict.fromkeys(name for role, name in run.roles.items() if role.startswith("loss.")):
         if name in run.series and (jump := jump_by(run, name, count)) is not None:
             judged += 1

@@ -1,10 +1,10 @@
 """FGD501: a loss that says nothing was learnt."""
 
 from collections.abc import Iterator
-from math import log2, sqrt
+from math import log2
 
-from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theory
-from fgclip_doctor.chance import Reading, acquitted, before_its_bank, read, supervised
+from fgclip_doctor import Finding, Missing, Run, Severity, check, theory
+from fgclip_doctor.chance import Reading, acquitted, before_its_bank, grounds, read, supervised
 from fgclip_doctor.terms import Term, falling, terms
 from fgclip_doctor_checks.causes import explaining
 
@@ -58,7 +58,7 @@ def loss_at_chance(
 def _finding(term: Term, reading: Reading) -> Finding:
     views = supervised(term, reading) if term.assumed else None
     chance = views[1] if views else term.chance
-    mean, error, spread = reading.mean, reading.error, reading.spread
+    mean, error = reading.mean, reading.error
     bits = theory.learnt_bits(mean, null_level=chance, candidates=term.candidates)
     name = f"ln {term.candidates:.4g}" if not term.sigmoid else f"N H(1/N) for N = {term.candidates:.4g}"
     if views:
@@ -71,33 +71,14 @@ def _finding(term: Term, reading: Reading) -> Finding:
         "opposed": "features that know nothing of each other give "
         f"{null.level if null else chance:.2f}, so images are drawn to the captions of others",
     }
-    source = str(term.series.source)
     steps = f"steps {reading.steps[0]} to {reading.steps[-1]}"
-    how = f"{term.counted}; scale {term.scale or 0:.4g} ({term.scale_source}); width {term.dimension}"
-    before = before_its_bank(term, source)
-    evidence = [
-        Evidence(name="mean loss", value=mean, expected=f"under {chance:.3f}", why=f"+- {error:.2g}", source=source),
-        Evidence(name="ln N", value=chance, why=f"the least without knowledge: {name} ({term.counted})", source=source),
-        *before,
-    ]
-    if null is not None:
-        why = f"of evenly spread features: {how}"
-        evidence.insert(1, Evidence(name="null level", value=null.level, why=why, source=source))
-        evidence.append(
-            Evidence(
-                name="spread of the logged values",
-                value=spread,
-                expected=f"{null.noise / sqrt(term.accumulation):.3f} to {null.noise:.3f} at the null level",
-                why=f"null noise of {term.anchors:.3g} anchors, over up to {term.accumulation} forwards a value",
-                source=source,
-            )
-        )
+    before = before_its_bank(term)
     throughout = ", as it was before its bank came on," if before else ""
     return Finding(
         message=f"The {term.name} loss is at chance{throughout} ({reading.state}): {mean:.2f} over {steps}, where "
         f"{means[reading.state]}. Usable: {max(bits, 0.0):.2f} +- {2 * error / theory.LN2:.2f} of "
         f"{log2(term.candidates):.1f} bits.",
         where=term.series.name,
-        evidence=tuple(evidence),
+        evidence=tuple(grounds(term, reading, name, chance, null, before)),
         explained_by=explaining("FGD501", term.name, reading.state),
     )

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.events import learning_rate
 from fgclip_doctor.parts import ELDER
 from fgclip_doctor.provenance import drift, origin
-from fgclip_doctor.untrained import left, look, untouched_norms
+from fgclip_doctor.untrained import NORMAL, left, look, made_anew, untouched_norms
 from fgclip_doctor_checks.causes import explaining
-
-TOWER = re.compile(
-    r"(?:layers|blocks|resblocks)\.|(?:visual|text)_projection|(?:patch|class|token|position\w*)_embedding"
-)
-NEW = re.compile(r"_(?:res|ori|long|filip|short)\b|roi|region|dense|box|adapter|lora|position_ids|classifier")
-NORMAL = 0.02  # standard deviation that transformers gives new weights (initializer_range)
 
 
 @check("FGD701", "weights-left-at-init", Severity.ERROR)
@@ -82,28 +74,20 @@ def weights_left_at_init(run: Run, *, structured: float = 0.4, between: float = 
 
 def _told(run: Run) -> Iterator[Finding]:
     """What transformers says that it had to make anew, of what nothing makes better afterwards."""
-    import numpy as np
-
-    said = run.said("new-weights")
-    rates = learning_rate(run)
-    if said is None:
-        raise Missing("no checkpoint, and no log that lists newly initialized weights")
-    peak = float(np.nanmax(rates.values)) if rates is not None else run.number("learning_rate")
-    steps = run.number("max_steps", float(rates.steps[-1]) if rates is not None else None)
-    lost = [name for name in said.names if TOWER.search(name) and not NEW.search(name)]
-    if lost and peak * steps < NORMAL / 2:
+    told = made_anew(run)
+    if told.names:
+        evidence = Evidence(
+            name="newly initialized weights of the towers",
+            value=len(told.names),
+            expected=0,
+            why=f"{told.reach:.2g} is all that Adam can move them, and they are about {NORMAL} wide",
+            source=str(told.source),
+        )
         yield Finding(
-            message=f"{len(lost)} of the towers' weights were not in what the run was loaded from, {lost[0]} the "
-            f"first: they are random, and {steps:g} steps at no more than {peak:.2g} can't teach them.",
-            where=lost[0],
-            evidence=(
-                Evidence(
-                    name="newly initialized weights of the towers",
-                    value=len(lost),
-                    expected=0,
-                    why=f"{peak * steps:.2g} is all that Adam can move them, and they are about {NORMAL} wide",
-                    source=str(said.source),
-                ),
-            ),
+            message=f"{len(told.names)} of the towers' weights were not in what the run was loaded from, "
+            f"{told.names[0]} the first: they are random, and {told.steps:g} steps at no more than {told.peak:.2g} "
+            "can't teach them.",
+            where=told.names[0],
+            evidence=(evidence,),
             explained_by=explaining("FGD701"),
         )
