@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RATE = re.compile(r"(?:.*[/_.])?(?:lr|learning_rate)(?:[-_/.].*)?", re.IGNORECASE)
-SCALE = re.compile(r"(?:.*[/_.])?\w*logit_?scale\w*|(?:.*[/_.])?(?:log_?)?(?:temp|temperature|tau)", re.IGNORECASE)
+SCALE = re.compile(
+    r"(?:.*[/_.])?\w*logit_?scale\w*|(?:.*[/_.])?(?:log_?|inv_?|log_?inv_?)?(?:temp|temperature|tau)"
+    r"|(?:.*[/_.])?(?:sharpness|kappa|inv_?t|log_?t)",
+    re.IGNORECASE,
+)
 BARE_SCALE = re.compile(r"(?:train(?:ing)?[/_.])?scale", re.IGNORECASE)  # open_clip's events call it so
 ABOUT = re.compile(r"grad|norm\b|ratio|update|\blr\b|learning.rate", re.IGNORECASE)
 BANK = re.compile(r"bank|queue|xbm", re.IGNORECASE)
@@ -73,6 +77,9 @@ def scales(run: Run) -> list[Series]:
     named = [name for name in run.series if SCALE.fullmatch(name) and not ABOUT.search(name)]
     if not named:
         named = [name for name, one in run.series.items() if BARE_SCALE.fullmatch(name) and not _of_gradients(one)]
+    if not named:  # as the tensor is called that holds it, or as papers call it
+        called = {name.rpartition(".")[2] for role, name in run.roles.items() if role.startswith("scale.")} | {"T"}
+        named = [name for name in run.series if re.split(r"[/.]", name)[-1] in called and not ABOUT.search(name)]
     return [run.series[name].standing for name in named if len(run.series[name].values)]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Form = Literal["logarithm", "temperature", "log-temperature", "scale"]
 
-TEMPERATURE = re.compile(r"temp|tau", re.IGNORECASE)
+TEMPERATURE = re.compile(r"temp|tau|^t$", re.IGNORECASE)
 LOGARITHM = re.compile(r"log(?!it)", re.IGNORECASE)
 BLURRED = 1.5  # a temperature beyond which no two cosines are told apart: a larger value is no temperature
 SOFT = log(2), log(5)  # temperatures of 0.5 (SimCLR's highest) and 0.2 (MoCo v3): between them no training starts

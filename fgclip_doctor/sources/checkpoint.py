@@ -36,13 +36,29 @@ OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")  # the Trainer's, accelerate
 PIECES = ("config.json", "trainer_state.json", "scheduler.pt", "scheduler.bin", "training_args.bin", *OPTIMIZER_FILES)
 BARE = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 NOT_WEIGHTS = re.compile(r"optimizer|scheduler|training_args|rng_state|scaler|random_states|sampler")
-STEP = re.compile(r"(?:^|[-_.])(?:checkpoint|ckpt|step|steps|global_step|iter|iteration)[-_=]?(\d{1,15})(?:\D|$)")
+STEP = re.compile(
+    r"(?:^|[-_.])(?:checkpoint|ckpt|step|steps|global_step|iter|iteration|updates?)[-_=]?(\d{1,15})(?:\D|$)"
+)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "model_state", "weights", "params")
 OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states", "opt")
 SCHEDULERS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_schedulers")
 ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt_args")
 EPOCHS = "num_epochs"
-STEPS = ("global_step", "global_steps", "step", "steps", "iteration", "iter", "it")
+STEPS = (
+    "global_step",
+    "global_steps",
+    "step",
+    "steps",
+    "iteration",
+    "iter",
+    "it",
+    "n_iter",
+    "update",
+    "num_updates",
+    "t",
+)
+COPIES = re.compile(r"ema|averag|shadow|swa|teacher|target|momentum|best|init|pretrained|grad", re.IGNORECASE)
+BESIDE = re.compile(r"crit|loss|objective|head|proj|bank|queue|memory|scale|temp", re.IGNORECASE)  # what a loss has
 PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
 MAX_SHARDS = 2_000  # each may cost a line
 
@@ -91,7 +107,14 @@ def is_checkpoint(directory: Path) -> bool:
     """True if `directory` holds a piece that a trainer writes."""
     names = {entry.name for entry in directory.iterdir()}
     whole = {*PIECES, *WEIGHTS, *(f"{weights}.index.json" for weights in WEIGHTS), *ADAPTERS}
+    if _step(directory.name) is not None and _of_weights(names):
+        return True
     return bool(names & {*whole, distributed_checkpoint.METADATA}) or deepspeed.is_checkpoint(directory)
+
+
+def _of_weights(names: Iterable[str]) -> list[str]:
+    """The files that hold weights, by their names."""
+    return sorted(name for name in names if Path(name).suffix in BARE and not NOT_WEIGHTS.search(name))
 
 
 def _may_be_checkpoint(entry: Path) -> bool:
@@ -111,11 +134,22 @@ def inner_checkpoints(directory: Path) -> list[Path]:
     entries = sorted(directory.iterdir(), key=lambda entry: (_count(entry.name), entry.name))
     folders = [entry for entry in entries if _step(entry.name) is not None and _may_be_checkpoint(entry)]
     whole = is_checkpoint(directory)
-    if folders or whole:
+    if folders:
         return [folder for folder in folders if not (whole and deepspeed.STEP_FOLDER.fullmatch(folder.name))]
-    if (directory / "checkpoints").is_dir():
+    bare = [directory / name for name in _of_weights(entry.name for entry in entries)]
+    if whole and not (bare and _settings_alone(directory)):
+        return []
+    if not bare and (directory / "checkpoints").is_dir():
         return inner_checkpoints(directory / "checkpoints") or [directory / "checkpoints"]
-    return [entry for entry in entries if entry.suffix in BARE and not NOT_WEIGHTS.search(entry.name)]
+    return sorted(bare, key=lambda entry: (_count(entry.name), entry.name))
+
+
+def _settings_alone(directory: Path) -> bool:
+    """Whether of all pieces that a trainer writes only settings lie there, as they may beside files of weights."""
+    names = {entry.name for entry in directory.iterdir()}
+    return not names & {*PIECES[1:], *WEIGHTS, *(f"{weights}.index.json" for weights in WEIGHTS), *ADAPTERS} and not (
+        deepspeed.is_checkpoint(directory) or distributed_checkpoint.METADATA in names
+    )
 
 
 def _count(name: str) -> int:
@@ -164,6 +198,9 @@ def read_directory(directory: Path) -> Found:
     for name in ADAPTERS:
         if not found.tensors:
             attempt(_adapters, name)
+    own = _of_weights(there)
+    if not found.tensors and len(own) == 1 and found.step is not None:  # a checkpoint of some trainer's own
+        attempt(_weights, own[0])
     for name in OPTIMIZER_FILES:
         if not found.optimizer:
             attempt(_optimizer, name)
@@ -405,13 +442,39 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _weights_in(content: object) -> Mapping[str, Any] | None:
-    """The state dict in `content`, under the usual wrappers."""
+    """The state dict in `content`: under the usual wrappers with what the loss has beside it, else by what it holds."""
+    around: Mapping[str, Any] = {}
+    whole = content
     for _ in range(3):
         if _is_state_dict(content):
-            break
-        inner = (content.get(key) for key in WRAPPERS) if isinstance(content, Mapping) else ()
-        content = next((value for value in inner if isinstance(value, Mapping)), None)
-    return content if isinstance(content, Mapping) and _is_state_dict(content) else None
+            beside = {key: value for key, value in around.items() if isinstance(key, str) and BESIDE.search(key)}
+            return {**content, **_apart(beside)} if isinstance(content, Mapping) else None
+        around = content if isinstance(content, Mapping) else {}
+        content = next((inner for key in WRAPPERS if isinstance(inner := around.get(key), Mapping)), None)
+    parts = _apart(whole if isinstance(whole, Mapping) else {})
+    matrices = [one for one in parts.values() if len(one.shape) > 1 and "float" in one.dtype]
+    if not matrices:
+        return None
+    first = {name.partition(".")[0] for name in parts}
+    return parts if len(first) > 1 else {name.partition(".")[2] or name: one for name, one in parts.items()}
+
+
+def _apart(content: Mapping[Any, Any], deep: int = 2) -> dict[str, Tensor]:
+    """The tensors of the state dicts that lie side by side, under any names, each with its own before its tensors'.
+
+    Without optimizers, random states and copies of weights.
+    """
+    found: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or COPIES.search(key) or optimizers.is_optimizer(value):
+            continue
+        if isinstance(value, Tensor) and deep == 2 and "float" in value.dtype and BESIDE.search(key):
+            found[key] = value
+        elif _is_state_dict(value) and any("float" in one.dtype for one in value.values() if isinstance(one, Tensor)):
+            found |= {f"{key}.{name}": one for name, one in value.items() if isinstance(one, Tensor)}
+        elif isinstance(value, Mapping) and deep:
+            found |= {f"{key}.{name}": one for name, one in _apart(value, deep - 1).items()}
+    return found
 
 
 def _is_state_dict(content: object) -> bool:
@@ -424,7 +487,7 @@ def _is_state_dict(content: object) -> bool:
 
 def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> None:
     """Optimizer, scheduler, step count and arguments from beside the weights."""
-    for key in OPTIMIZERS:
+    for key in (*OPTIMIZERS, *(key for key, value in content.items() if optimizers.is_optimizer(_first(value)))):
         payload = _first(content.get(key))
         if isinstance(payload, list) and payload and optimizers.is_optimizer(payload[0]):
             why = f"holds {len(payload)} optimizers under {key}, which are not read"
@@ -435,7 +498,7 @@ def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> Non
             break
     for key in ARGUMENTS:
         found.facts.extend(trainer.facts(_plain(content.get(key)), f"{path}: {key}"))
-    for key in SCHEDULERS:
+    for key in (*SCHEDULERS, *(key for key, value in content.items() if _is_scheduler(value))):
         scheduler = _first(content.get(key))
         if isinstance(scheduler, Mapping):
             found.scheduler = {str(name): value for name, value in scheduler.items()}
@@ -453,6 +516,10 @@ def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> Non
         found.facts.append(Fact("epochs_done", epochs, Source(str(path), "epoch")))
         if found.step is not None and abs(found.step - epochs) <= 1 < abs(_applied(found) - epochs) and _applied(found):
             found.step = None  # the number in the name counts epochs too, and the optimizer counts steps
+
+
+def _is_scheduler(value: object) -> bool:
+    return isinstance(value, Mapping) and {"last_epoch", "_step_count"} <= value.keys()
 
 
 def _applied(found: Found) -> int:

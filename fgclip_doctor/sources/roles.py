@@ -22,7 +22,7 @@ IMAGE = r"(image|img|visual|vision|vis|pic|picture|photo|pixel|video|region|roi|
 TEXT = r"(text|txt|caption|cap|lang|language|phrase|sentence|sent|word|title|token|tok|t)"
 POINTER = r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)"
 FULL = r"(full|filled|wrapped|is_?full|is_?filled|has_?wrapped)"
-ENABLED = r"(enabled?|active|activated|is_?on|use_\w+)"
+ENABLED = r"(enabled?|active|activated|(?:is_?)?on|use_\w+)"
 COUNTED = r"(num|n)?(steps?|forwards?|fwds?|iters?|iterations?|calls?|batch(es)?)(count(er)?)?"
 COUNTING = r"n|nb|num|total|training|train|model|micro|count(er)?|seen|done"  # the other words in the name of a counter
 MAX_NAME = 200  # characters; a longer name is nobody's, and would be slow to search
@@ -80,9 +80,14 @@ def _named(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {**_bank(tensors), **_clock(tensors), **_scales(tensors), **_heads(tensors)}
 
 
+def _plain(name: str) -> str:
+    """In lower case, with the words of `camelCase` parted."""
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
 def _words(pattern: str, name: str) -> bool:
-    """True if `pattern` stands in `name` as whole words, as `_`, `.` and digits part them."""
-    return re.search(f"{_EDGE}{pattern}{_END}", name.lower()) is not None
+    """True if `pattern` stands in `name` as whole words, as `_`, `.`, capitals and digits part them."""
+    return re.search(f"{_EDGE}{pattern}{_END}", _plain(name)) is not None
 
 
 def _integer(tensor: Tensor) -> bool:
@@ -96,10 +101,12 @@ def _bank(tensors: Mapping[str, Tensor]) -> dict[str, str]:
         for name, tensor in tensors.items()
         if len(tensor.shape) == 2 and not _integer(tensor) and not name.endswith((".weight", ".bias"))
     ]
-    named = [name for name in stores if BANK.search(name.lower())]
-    roles = _pair(named, tensors) or _pair([name for name in stores if STORE.search(name.lower())], tensors)
+    named = [name for name in stores if BANK.search(_plain(name))]
+    roles = _pair(named, tensors) or _pair([name for name in stores if STORE.search(_plain(name))], tensors)
     if not roles and len(named) == 2 and tensors[named[0]].shape == tensors[named[1]].shape:
         roles = dict(zip(("bank.image_keys", "bank.text_keys"), named, strict=True))  # sides that no word tells
+    if not roles and not named:  # a lone store of a plainer name needs a pointer beside it
+        named = [name for name in stores if STORE.search(_plain(name)) and _pointers(name, tensors)]
     if not roles and len(named) == 1:
         roles = {"bank.text_keys" if _text_side(named[0]) else "bank.image_keys": named[0]}
     if not roles:
@@ -112,11 +119,20 @@ def _bank(tensors: Mapping[str, Tensor]) -> dict[str, str]:
             if tensor.size == 1
             and (_integer(tensor) or role != "bank.pointer")
             and _words(pattern, name)
-            and (BANK.search(name.lower()) or _related(name, anchor))
+            and (BANK.search(_plain(name)) or _related(name, anchor))
         ]
         if fitting:
             roles[role] = max(fitting, key=lambda name: _affinity(name, anchor))
     return roles
+
+
+def _pointers(store: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The integers beside a store that are named as what points into it is."""
+    return [
+        name
+        for name, one in tensors.items()
+        if one.size == 1 and _integer(one) and _words(POINTER, name) and _related(name, store)
+    ]
 
 
 def _pair(names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -141,7 +157,7 @@ def _clock(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _text_side(name: str) -> bool:
     """The last word that names a modality decides: `region_text_queue` holds texts."""
-    words = [word for word in re.split(r"[._]", name.lower()) if word]
+    words = [word for word in re.split(r"[._]", _plain(name)) if word]
     sides = [bool(re.fullmatch(TEXT, word)) for word in words if re.fullmatch(f"{TEXT}s?|{IMAGE}s?", word)]
     plural = [word for word in words if re.fullmatch(f"{TEXT}s", word)]
     return bool(plural) or (bool(sides) and sides[-1])
@@ -150,7 +166,7 @@ def _text_side(name: str) -> bool:
 def _counts_forwards(name: str) -> bool:
     """A counter that the model itself advances. Not a batch norm's `num_batches_tracked`, nor a `global_step`, which
     a trainer sets: other words than `COUNTING` say that it is something else."""
-    words = [word for word in name.rpartition(".")[2].lower().split("_") if word]
+    words = [word for word in _plain(name.rpartition(".")[2]).split("_") if word]
     return any(re.fullmatch(COUNTED, word) for word in words) and all(
         re.fullmatch(f"{COUNTED}|{COUNTING}", word) for word in words
     )
@@ -165,17 +181,20 @@ def _affinity(one: str, other: str) -> int:
 
 def _related(one: str, other: str) -> bool:
     """Of one module below the model itself, or with a word in common: `neg_img`, `neg_ptr`."""
-    parent, _, leaf = one.rpartition(".")
-    other_parent, _, other_leaf = other.rpartition(".")
+    parent, _, leaf = _plain(one).rpartition(".")
+    other_parent, _, other_leaf = _plain(other).rpartition(".")
     return parent == other_parent and (bool(parent) or bool(set(leaf.split("_")) & set(other_leaf.split("_"))))
 
 
 def _scales(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    pattern = r"\w*(logit_?scale|temperature|log_?temp|logit_?temp)\w*|(\w+_)?(temp|tau|t_prime|log_?scale)(_\w+)?"
+    pattern = (
+        r"\w*(logit_?scale|temperature|log_?temp|logit_?temp)\w*|(\w+_)?(temp|tau|t_prime|log_?scale)(_\w+)?"
+        r"|log_?(inv_?)?(t|tau)|inv_?(t|tau)|kappa|sharpness"
+    )
     names = [
         name
         for name, tensor in tensors.items()
-        if tensor.size == 1 and "float" in tensor.dtype and re.fullmatch(pattern, name.rpartition(".")[2].lower())
+        if tensor.size == 1 and "float" in tensor.dtype and re.fullmatch(pattern, _plain(name.rpartition(".")[2]))
     ]
     return _by_branch("scale", names)
 
@@ -190,7 +209,7 @@ def _by_branch(kind: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def _branch(name: str) -> str:
-    lower = name.lower()
+    lower = _plain(name)
     if re.search(r"hard|(?:^|[._/])hn(?:[._/]|$)|hneg", lower):
         return "hard"
     if re.search(r"region|roi|box|fine_?-?grain|(?:^|[._/])(?:fg|patch|crop)(?:[._/]|$)|local|dense", lower):
@@ -208,7 +227,7 @@ def _heads(tensors: Mapping[str, Tensor]) -> dict[str, str]:
         "head.image": r"(visual|vision|image|img|v)",
     }
     for name, tensor in tensors.items():
-        path = name.removesuffix(".weight").lower()
+        path = _plain(name.removesuffix(".weight"))
         if len(tensor.shape) != 2 or "float" not in tensor.dtype or name.count(".") > 4:
             continue
         if re.search(r"(encoder|blocks?|layers?|resblocks?|attn|attention|mlp|embeddings?)([._]|$)", path):
@@ -233,35 +252,46 @@ def _place(role: str) -> int:
 def _built(tensors: Mapping[str, Tensor], roles: Mapping[str, str], optimizer: Optimizer | None) -> dict[str, str]:
     """What no name tells, by how the model is built: heads with their towers, the bank, the scales."""
     known = [name for role, name in roles.items() if role.startswith("head.")]
-    banks = {name for role, name in roles.items() if role.startswith("bank.")}
-    heads = structure.heads({name: one for name, one in tensors.items() if name not in banks}, known, optimizer)
+
+    def trained(name: str) -> bool:
+        return optimizer is not None and optimizer.index_of(name) is not None
+
+    bank = {role: name for role, name in roles.items() if role.startswith("bank.")}
+    stores = {} if bank else _stores(tensors, optimizer)
+    inside = {*bank.values(), *stores.values()}
+    heads = structure.heads({name: one for name, one in tensors.items() if name not in inside}, known, optimizer)
     found = _sides(heads, tensors, roles)
-    if not any(role.startswith("bank.") for role in roles):
-        widths = frozenset(head.width for head in heads) or frozenset(
-            tensors[name].shape[0 if name.endswith("weight") else 1] for name in known if name in tensors
-        )
-        found |= _stores(tensors, widths, optimizer)
+    widths = {head.width for head in heads}
+    if stores and (not widths or widths & set(tensors[next(iter(stores.values()))].shape)):
+        found |= stores
     contrastive = heads or known or any(role.startswith("bank.") for role in (*roles, *found))
     if contrastive and not any(role.startswith("scale.") for role in roles):
-        names = structure.scales(tensors, [path for head in heads for path in head.towers])
-        hard = [name for name in names if re.search(r"(?:^|[._])neg", name.lower())]
-        branches = [_branch(name) for name in names if name not in hard]
-        if len(hard) < 2 and len(branches) == len(set(branches)):
-            found |= _by_branch("scale", [name for name in names if name not in hard])
-            found |= {"scale.hard": hard[0]} if hard and branches else {}
+        names = structure.scales(tensors, [path for head in heads for path in head.towers], trained)
+        hard = [name for name in names if re.search(r"(?:^|[._])(?:neg|h$)", _plain(name))]
+        region = [name for name in names if re.search("_r$", name) or _branch(name) == "region"]
+        rest = [name for name in names if name not in {*hard, *region}]
+        if len(rest) == 1 and len(hard) < 2 and len(region) < 2:
+            found |= {"scale.global": rest[0]}
+            found |= {role: one[0] for role, one in (("scale.region", region), ("scale.hard", hard)) if one}
     return found
 
 
 def _sides(heads: Sequence[structure.Head], tensors: Mapping[str, Tensor], roles: Mapping[str, str]) -> dict[str, str]:
     """The roles of heads and of their towers: by words, else by what the tower reads, else by their order."""
     towers = list(dict.fromkeys(path for head in heads for path in head.towers))
+    below = {head.name: [path for path in head.towers if _shared(path, head.name)] or head.towers for head in heads}
+    if len(towers) == len(heads) > 1 and all(len(head.towers) > 1 for head in heads):
+        below = {head.name: [path] for head, path in zip(heads, towers, strict=True)}
     reads = {path: _side(path) or ("image" if structure.has_pixels(path, tensors) else "") for path in towers}
     if len(towers) == 2 and len(told := set(reads.values()) - {""}) == 1:
         reads = {path: side or min({"image", "text"} - told) for path, side in reads.items()}
     telling = {
-        head.name: _side(head.name) or (reads[head.towers[0]] if len(head.towers) == 1 else "") for head in heads
+        head.name: (reads[below[head.name][0]] if len(below[head.name]) == 1 else "") or _side(head.name)
+        for head in heads
     }
-    taken = {name: role for role, name in roles.items() if role.startswith("head.")}
+    if len(towers) == 2 and len(heads) == 2 and len(set(telling.values())) == 1:
+        telling = dict.fromkeys(telling, "")  # both of one kind, as for pictures and sketches
+    named = {name: role for role, name in roles.items() if role.startswith("head.")}
     open_sides = sorted({"image", "text"} - set(telling.values()))
     found: dict[str, str] = {}
     for head in heads:
@@ -269,15 +299,22 @@ def _sides(heads: Sequence[structure.Head], tensors: Mapping[str, Tensor], roles
         if not side:
             continue
         younger = "head.region" if side == "image" else "head.text_long"
-        second = f"head.{side}" in {**roles, **found} or (side == "image" and _branch(head.name) == "region")
+        second = f"head.{side}" in {**roles, **found} or _branch(head.name) == "region"
         role = younger if second else f"head.{side}"
-        if head.name not in taken and role not in roles:
+        if head.name not in named and role not in roles:
             found.setdefault(role, head.name)
-        fitting = [path for path in head.towers if reads[path] == side] or list(head.towers)
-        body = any(modality(name) == side and name.count(".") > 1 for name in tensors if name not in taken)
+        others = {*named, *(one.name for one in heads)}
+        body = any(modality(name) == side and name.count(".") > 1 for name in tensors if name not in others)
+        fitting = [path for path in below[head.name] if reads[path] == side] or list(below[head.name])
         if len(fitting) == 1 and not body:
             found.setdefault(f"tower.{side}", fitting[0])
     return found
+
+
+def _shared(path: str, name: str) -> bool:
+    """Whether the last word of a path, of three letters or more, is one of a name's."""
+    words = re.split(r"[._]", _plain(path))
+    return len(words[-1]) > 2 and words[-1] in re.split(r"[._]", _plain(name))
 
 
 def _side(name: str) -> str:
@@ -286,13 +323,13 @@ def _side(name: str) -> str:
     return sides[0] if len(sides) == 1 else ""
 
 
-def _stores(tensors: Mapping[str, Tensor], widths: frozenset[int], optimizer: Optimizer | None) -> dict[str, str]:
+def _stores(tensors: Mapping[str, Tensor], optimizer: Optimizer | None) -> dict[str, str]:
     """The bank by its shape and what stands beside it; what steers it is told by words, or by being the only one."""
 
     def held(name: str) -> bool:
         return optimizer is not None and bool(optimizer.names) and optimizer.may_hold(name)
 
-    names, beside = structure.stores(tensors, widths, held)
+    names, beside = structure.stores(tensors, held)
     if not names:
         return {}
     found = _pair(names, tensors)

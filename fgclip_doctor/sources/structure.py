@@ -22,6 +22,7 @@ NO_SCALE = re.compile(
 )
 SCALES = 1.5, 4.8  # log space: from under SigLIP's ln 10 to just over the cap, ln 100
 MOST = 256  # children of a module, or stores, that are looked at: more than any model has
+RAW = 5.0, 200.0  # the scale itself
 THIN = 3  # matrices that a projection has, at most
 SIDES = 4  # heads of one width, at most: images, regions, texts, and the texts of regions
 LEAST_ROWS = 8
@@ -35,12 +36,12 @@ class Part:
     path: str
     matrices: tuple[str, ...]  # every float tensor of two dimensions or more, in the order of the file
     gives: Mapping[int, str]  # by width: the matrices that may give what comes out of it; of an ordered file one
-    takes: int  # width of what goes into it, 0 where it isn't a matrix that takes it
+    takes: frozenset[int]  # the widths that may go into it, if it is nothing but layers that take one
     ends: frozenset[int]  # widths that a projection on top of it can take
 
     @property
     def thin(self) -> bool:
-        return len(self.matrices) <= THIN and self.takes > 0
+        return len(self.matrices) <= THIN and bool(self.takes)
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,9 @@ def _part(path: str, names: Sequence[str], tensors: Mapping[str, Tensor], *, ord
         taken = {_out_and_in(name, tensors)[1] for name in layers} | set(gains)
         last = [name for name in layers if _out_and_in(name, tensors)[0] not in taken or len(layers) == 1]
     gives = {_out_and_in(name, tensors)[0]: name for name in last}
-    stack = len(flat) == len(names) and bool(flat) and (ordered or len(flat) == 1) and not set(flat) - {*layers, *bare}
-    takes = _out_and_in(flat[0], tensors)[1] if stack else 0
+    first = flat[:1] if ordered else flat
+    stack = len(flat) == len(names) and set(flat) <= {*layers, *bare}
+    takes = frozenset(_out_and_in(name, tensors)[1] for name in first) if stack else frozenset[int]()
     ends = {*gives, *gains[-1:], *(_out_and_in(name, tensors)[0] for name in flat[-1:])}
     return Part(path, tuple(names), gives, takes, frozenset(ends))
 
@@ -153,7 +155,7 @@ def _sharing(parts: Sequence[Part], width: int, *, outermost: bool) -> list[Head
             for one in towers
             if part.thin
             and one is not part
-            and part.takes in one.ends
+            and part.takes & one.ends
             and not (one.thin and one.gives.keys() == part.gives.keys())
         ]
 
@@ -179,9 +181,7 @@ def has_pixels(tower: str, tensors: Mapping[str, Tensor]) -> bool:
     return any(len(one.shape) >= 4 and name.startswith(f"{tower}.") for name, one in tensors.items())
 
 
-def stores(
-    tensors: Mapping[str, Tensor], widths: frozenset[int], held: Callable[[str], bool]
-) -> tuple[list[str], list[str]]:
+def stores(tensors: Mapping[str, Tensor], held: Callable[[str], bool]) -> tuple[list[str], list[str]]:
     """The one or two stores of a bank and the integers that steer it, or nothing.
 
     A lone store must have rows of length 1; two of equal shape may have any. Both need an integer beside them.
@@ -196,7 +196,6 @@ def stores(
         and not name.endswith(("weight", "bias"))
         and not TABLE.search(name.rpartition(".")[2].lower())
         and not held(name)
-        and (not widths or set(one.shape) & widths)
     ]
     counters = [
         name for name, one in tensors.items() if one.size == 1 and one.dtype.startswith(("int", "uint", "bool"))
@@ -232,9 +231,13 @@ def _unit(tensor: Tensor) -> bool:
     return any(abs(seen.norm**2 / (length * written) - 1) <= UNIT for length in tensor.shape if written)
 
 
-def scales(tensors: Mapping[str, Tensor], towers: Sequence[str]) -> list[str]:
-    """Floats of one element outside of the towers whose value is that of a logit scale in log space."""
+def scales(tensors: Mapping[str, Tensor], towers: Sequence[str], trained: Callable[[str], bool]) -> list[str]:
+    """Floats of one element outside of the towers whose value is that of a logit scale in log space.
+
+    Where there is none: the only one that is trained, if its value is that of a scale itself.
+    """
     found: list[str] = []
+    raw: list[str] = []
     for name, one in tensors.items():
         leaf = name.rpartition(".")[2].lower()
         inside = any(tower and name.startswith(f"{tower}.") for tower in towers)
@@ -246,4 +249,6 @@ def scales(tensors: Mapping[str, Tensor], towers: Sequence[str]) -> list[str]:
             continue
         if SCALES[0] <= value <= SCALES[1]:
             found.append(name)
-    return found
+        if RAW[0] <= value <= RAW[1] and trained(name):
+            raw.append(name)
+    return found or (raw if len(raw) == 1 else [])

@@ -44,6 +44,53 @@ def test_usual_wrappers_come_off(tmp_path: Path, content: dict[str, Any], suffix
     assert found.tensors["logit_scale"].name == "logit_scale"
 
 
+ADAM = {"state": {0: {"exp_avg": torch.zeros(4, 3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
+PARTS = {"eyes": {"0.weight": torch.ones(4, 3)}, "words": {"0.weight": torch.ones(4, 5)}, "crit": {"t": torch.ones(())}}
+NAMES = {"eyes.0.weight", "words.0.weight", "crit.t"}
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ({"w": WEIGHTS, "adam": ADAM, "t": 90}, set(WEIGHTS)),
+        ({**PARTS, "o": ADAM, "t": 90}, NAMES),
+        ({"nets": PARTS, "o": ADAM, "t": 90}, NAMES),
+        ({"w": WEIGHTS, "w_ema": WEIGHTS, "o": ADAM, "t": 90}, set(WEIGHTS)),
+        ({"w": WEIGHTS, "rng": {"cpu": torch.zeros(9, dtype=torch.uint8)}, "o": ADAM, "t": 90}, set(WEIGHTS)),
+        ({"model": WEIGHTS, "criterion": {"t": torch.ones(())}, "o": ADAM, "t": 90}, {*WEIGHTS, "criterion.t"}),
+        ({"model": WEIGHTS, "decoder": {"t": torch.ones(3)}, "o": ADAM, "t": 90}, set(WEIGHTS)),
+    ],
+)
+def test_weights_under_names_of_their_own(tmp_path: Path, content: dict[str, Any], names: set[str]) -> None:
+    torch.save(content, tmp_path / "one.pt")
+    found = read_file(tmp_path / "one.pt")
+    assert set(found.tensors) == names
+    assert found.trainer_step == 90
+    assert found.optimizer is not None
+    assert found.optimizer.groups[0].lr == 1e-3
+
+
+def test_a_folder_of_some_trainer_s_own(tmp_path: Path) -> None:
+    for step in (20, 100):
+        (tmp_path / f"update-{step}").mkdir()
+        save_file({**WEIGHTS}, tmp_path / f"update-{step}" / "net.safetensors")
+        torch.save(ADAM, tmp_path / f"update-{step}" / "optimizer.pt")
+    assert [one.name for one in inner_checkpoints(tmp_path)] == ["update-20", "update-100"]
+    found = read_directory(tmp_path / "update-100")
+    assert set(found.tensors) == set(WEIGHTS)
+    assert found.optimizer is not None
+    assert found.order == 100
+
+
+def test_settings_beside_bare_files_hide_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for step in (2, 10):
+        torch.save(WEIGHTS, tmp_path / f"model_{step:04d}.pth")
+    assert [one.name for one in inner_checkpoints(tmp_path)] == ["model_0002.pth", "model_0010.pth"]
+    torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")
+    assert inner_checkpoints(tmp_path) == []
+
+
 def test_a_prefix_of_some_names_stays(tmp_path: Path) -> None:
     torch.save({"model.visual.weight": torch.ones(2), "loss.logit_scale": torch.ones(())}, tmp_path / "a.pt")
     assert set(read_file(tmp_path / "a.pt").tensors) == {"model.visual.weight", "loss.logit_scale"}
