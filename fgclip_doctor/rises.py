@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf, log, sqrt
 
 from fgclip_doctor import dynamics
-from fgclip_doctor.events import between
+from fgclip_doctor.events import between, log_scale, scales
 from fgclip_doctor.progress import Course, candidates_at, shift_of_null
 from fgclip_doctor.run import Run
 from fgclip_doctor.terms import logged_candidates
@@ -60,10 +60,24 @@ def on_from_the_start(run: Run, course: Course, found: Rise) -> bool:
     return bool(candidates_at(run, term, np.array([found.since]))[0] > 2 * term.anchors)
 
 
+def _fell(run: Run, found: Rise, span: int) -> bool:
+    """Whether a logged scale fell to under half where the loss rose."""
+    import numpy as np
+
+    for series in scales(run):
+        steps, logs = log_scale(series)
+        before, after = logs[steps <= found.since], logs[steps >= found.half]
+        if len(before) and len(after) and float(np.median(after)) < float(np.median(before[-span:])) - log(2):
+            return True
+    return False
+
+
 def explained(run: Run, course: Course, found: Rise) -> bool:
     """Whether something is known to have happened where the loss rose that explains it."""
     span = max(int(course.steps[-1] - course.steps[0]) // 50, 2 * (course.term.every if course.term else 1))
     told = between(run, found.since - span, found.half + span)
+    if told is not None and told.kind == "scale" and _fell(run, found, span):
+        told = None  # a scale that is lost with the loss is no cause of it
     size, term = found.end - found.low, course.term
     predicted = 0.0
     if term is not None and term.before is not None:

@@ -23,6 +23,7 @@ TOWER = re.compile(
 NEW = re.compile(r"_(?:res|ori|long|filip|short)\b|roi|region|dense|box|adapter|lora|position_ids|classifier")
 NORMAL = 0.02  # standard deviation that transformers gives new weights (initializer_range)
 LARGEST = 1 << 26  # elements of a tensor that is looked at: 256 MiB once they are read
+BEYOND = 1.5  # times Adam's bound
 ALONE = 16_384  # values of a matrix with no others of its kind that are enough to judge it
 
 
@@ -126,6 +127,33 @@ def _by_base(run: Run, looks: Mapping[str, Randomness]) -> Iterator[str]:
         look, unrelated = looks[head.name], 6 / head.size**0.5 + 0.02
         if look.independent and abs(_likeness(head, elder)) < unrelated and _head_left(run, role, head.name, look.std):
             yield head.name
+
+
+def overwritten(run: Run) -> list[tuple[Tensor, float, float]]:
+    """Matrices further from the base than Adam can have moved them, with that distance (RMS) and the bound.
+
+    Where others are too far as well, the base is another one, or the learning rates aren't those of the whole run.
+    `Missing` where base, optimizer or rates aren't known.
+    """
+    import numpy as np
+
+    optimizer = run.checkpoint.optimizer
+    if run.base is None or optimizer is None or not optimizer.names:
+        raise Missing("no base, or the optimizer's parameters have no names")
+    found: list[tuple[Tensor, float, float]] = []
+    ratios: list[float] = []
+    for tensor in _matrices(run):
+        other = run.base.tensors.get(tensor.name)
+        if other is None or other.shape != tensor.shape or optimizer.index_of(tensor.name) is None:
+            continue
+        difference = tensor.values().astype(np.float64) - other.values()
+        apart = float(np.sqrt(np.mean(difference**2)))
+        reach = drift(run, tensor.name).reach(other.statistics.norm / other.size**0.5)
+        ratios.append(apart / reach if reach > 0 else 0.0)
+        if ratios[-1] > BEYOND:
+            found.append((tensor, apart, reach))
+    kept = sorted(ratios)[: len(ratios) - len(found)]
+    return found if kept and 10 * len(found) <= len(ratios) and kept[-1] < 1 else []
 
 
 def _likeness(one: Tensor, other: Tensor) -> float:

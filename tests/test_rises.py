@@ -39,3 +39,13 @@ def test_what_explains_a_rise(kind: str, accumulation: int, *, expected: bool) -
     made = run(facts={"accumulation": accumulation})
     made.events = [Event(kind, 1000, "", Source("log"))] if kind else []
     assert explained(made, risen, found) is expected
+
+
+@pytest.mark.parametrize(("later", "expected"), [(3.0, False), (80.0, True)])
+def test_a_scale_that_is_lost_with_the_loss_explains_nothing(later: float, *, expected: bool) -> None:
+    """From 20 to 3 it is what happened; up to 80 it is what raises the loss of features that are far apart."""
+    risen = course(np.where(STEPS < 1000, 1.0, 3.0))
+    found = lasting(risen)
+    assert found is not None
+    made = run(logged=[series("logit_scale", np.where(STEPS < 1000, 20.0, later), STEPS)])
+    assert explained(made, risen, found) is expected

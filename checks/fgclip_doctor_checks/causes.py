@@ -25,6 +25,9 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD706", "FGD701", "a branch head was not copied from the head that it branches off", case="branch"),
     Cause("FGD709", "FGD701", "what isn't found under its name is made anew"),
     Cause("FGD708", "FGD701", "who loads an empty tensor gets a random one"),
+    Cause("FGD703", "FGD701", "what is overwritten with new values is random", same_place=True),
+    Cause("FGD702", "FGD703", "a transposed matrix is far from what it was", same_place=True),
+    Cause("FGD708", "FGD703", "an empty tensor is far from what it was", same_place=True),
     # what goes wrong with a scale
     Cause("FGD305", "FGD302", "the scale was set to that value at a start", same_place=True),
     Cause("FGD302", "FGD301", "a raw scale in a log-space parameter is far over the cap", same_place=True),

@@ -6,7 +6,7 @@ import pytest
 from fgclip_doctor import Missing, Run
 from fgclip_doctor.provenance import stretched
 from fgclip_doctor_checks.weights.weights_overwritten_at_start import weights_overwritten_at_start
-from tests.runs import checkpoint, run
+from tests.runs import adam, checkpoint, run, tensor
 
 HEAD, COPY = "visual_projection.weight", "roi_projection.weight"
 SHORT, LONG = (f"text_model.embeddings.position_embedding{kind}.weight" for kind in ("", "_res"))
@@ -46,6 +46,24 @@ def later(now: Weights, before: Weights = LEARNT, *, base: bool = False) -> Run:
 def test_what_was_learnt_and_made_anew_is_named(base: bool) -> None:
     found = list(weights_overwritten_at_start(later(trained(overwritten(LEARNT), 2, 0.004), base=base)))
     assert {one.where for one in found} == {COPY, LONG}
+
+
+def beyond(apart: dict[str, float], rate: float = 1e-4) -> list[str]:
+    """Of 20 matrices, which `apart` gives the distance from the base of, after 100 steps of Adam; 0.001 by default."""
+    rng = np.random.default_rng(0)
+    before = {f"m{place}.weight": rng.normal(0, 0.05, (16, 24)) for place in range(20)}
+    after = {name: one + rng.normal(0, apart.get(name, 0.001), one.shape) for name, one in before.items()}
+    stored = {name: tensor(name, one) for name, one in after.items()}
+    now = checkpoint(stored, 100, optimizer=adam(stored, lr=rate))
+    found = list(weights_overwritten_at_start(run(now, base=checkpoint(before, 0), roles={})))
+    return [one.where for one in found]
+
+
+def test_what_adam_can_not_have_moved_so_far_was_overwritten() -> None:
+    assert beyond({"m7.weight": 0.07}) == ["m7.weight"]
+    assert beyond({"m7.weight": 0.014}) == []  # under 1.5 times the bound of 100 steps at 1e-4
+    assert beyond({"m7.weight": 0.07}, rate=1e-3) == []
+    assert beyond({f"m{place}.weight": 0.07 for place in range(20)}) == []  # another base, or not all steps
 
 
 @pytest.mark.parametrize("step", [0.0, 0.003, 0.05])
