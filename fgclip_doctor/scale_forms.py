@@ -47,6 +47,10 @@ def logarithms(form: Form, values: ArrayLike) -> NDArray[np.float64]:
     return -logs if form in ("temperature", "log-temperature") else logs
 
 
-def too_soft(value: float, reach: float) -> bool:
-    """Whether a logarithm that is now `value` was too low from the start on, which lies within `reach` of it."""
-    return SOFT[0] < value - reach and value + reach < SOFT[1]
+def too_soft(value: float, reach: float, name: str = "") -> bool:
+    """Whether a logarithm that is now `value` was too low from the start on, which lies within `reach` of it.
+
+    Under ln 2 it may be a temperature, unless it is called a logarithm.
+    """
+    surely = LOGARITHM.search(name) is not None
+    return (-SOFT[0] if surely else SOFT[0]) < value - reach and value + reach < SOFT[1]

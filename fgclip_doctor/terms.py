@@ -327,7 +327,8 @@ def logged_candidates(run: Run, name: str) -> Series | None:
         return candidates_at(run, site)
     named = [key for key in run.series if "candidates" in key.lower() and run.series[key].values.size]
     own = next((run.series[key].standing for key in named if name in key.lower()), None)
-    return run.series[named[0]].standing if own is None and name == "total" and len(named) == 1 else own
+    alone = name == "total" or [role for role in run.roles if role in BRANCHES] == [f"loss.{name}"]
+    return run.series[named[0]].standing if own is None and alone and len(named) == 1 else own
 
 
 def logged_beside(run: Run, term: Term, kind: str) -> Series | None:

@@ -52,7 +52,7 @@ def warmup_in_wrong_clock(run: Run, *, rise: float = 0.25, soon: int = 10) -> It
     elif (
         declared == "forward"
         or ratio < (1 + accumulation) / 2
-        or (declared is None and not _odd(run, warmup, accumulation, soon))
+        or (declared is None and not _in_steps(run) and not _odd(run, warmup, accumulation, soon))
         or _waited(run, warmup, rise)
     ):
         return
@@ -112,8 +112,7 @@ def _seen(run: Run, rank: Rank, soon: int) -> Iterator[Finding]:
     in_forwards = abs(joined.forward - warmup) <= accumulation + 1 + 0.02 * warmup
     if in_steps == in_forwards or (declared == "forward") == in_forwards:
         return
-    told = declared is not None or "step" in fact.source.key.lower()
-    if in_forwards and not told and not _odd(run, warmup, accumulation, soon):
+    if in_forwards and declared is None and not _in_steps(run) and not _odd(run, warmup, accumulation, soon):
         return
     seen, meant = ("forwards", "steps") if in_forwards else ("steps", "forwards")
     ends = warmup / accumulation if in_forwards else warmup * accumulation
@@ -140,6 +139,11 @@ def _seen(run: Run, rank: Rank, soon: int) -> Iterator[Finding]:
             ),
         ),
     )
+
+
+def _in_steps(run: Run) -> bool:
+    """Whether the warmup's own name says that it is counted in steps."""
+    return "step" in run.fact("bank_warmup").source.key.lower()
 
 
 def _used(run: Run, checkpoint: Checkpoint) -> bool | None:

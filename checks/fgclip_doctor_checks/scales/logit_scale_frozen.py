@@ -5,7 +5,7 @@ from math import exp, inf, log
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
 from fgclip_doctor.events import learning_rate, log_scale, scales
-from fgclip_doctor.parts import FLOATS, branch_runs, held_share, named, planned_frozen, without_gradient
+from fgclip_doctor.parts import FLOATS, branch_runs, frozen, held_share, named, planned_frozen, without_gradient
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space
 from fgclip_doctor.run import Optimizer, Scale
 from fgclip_doctor_checks.causes import explaining
@@ -24,7 +24,8 @@ def logit_scale_frozen(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
     stated scale: a value that never changes, lies on bfloat16's grid to the last decimal place, and that the learning
     rate can't move on it.
     Benign: a scale that was declared to be frozen, or at its cap, where it rests anyway; a 16-bit export of 32-bit
-    masters, whose state is in 32 bits; a model whose heads aren't trained either; the scale of a branch that does not
+    masters, whose state is in 32 bits; scales that a recording saw with requires_grad off, all of them (a fixed
+    temperature); a model whose heads aren't trained either; the scale of a branch that does not
     run; a logged value of few decimal places, which may be on the grid by chance or be fixed on purpose.
     Fix: keep scales in float32, in a group of the optimizer with a learning rate over zero (1e-4 and more is usual),
     and without weight decay. If the temperature is fixed on purpose, ignore this rule.
@@ -51,6 +52,8 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
     """Why a scale can't move, the number that shows it, and the case among its causes; None if nothing holds it."""
     optimizer, tensor = named(run), scale.tensor
     if not optimizer.may_hold(tensor.name):
+        if all(frozen(run, one.tensor.name) for one in run.scales()):
+            return None  # seen to have requires_grad off: a temperature that is fixed on purpose
         heads = [head.name for _, head in run.heads()]
         if not (any(map(optimizer.may_hold, heads)) if heads else _all_but(run, scale, optimizer)):
             return None

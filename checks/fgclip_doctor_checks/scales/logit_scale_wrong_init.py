@@ -84,7 +84,9 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
     declared = run.number("logit_scale_init", SCRATCH)
     if reach > widest and own is None:
         own_rate = (first.optimizer or run.checkpoint.optimizer) is not None  # it may be another than is configured
-        if not (own_rate and too_soft(value, reach) and in_log_space(scale)) or may_be(declared):
+        if not (own_rate and too_soft(value, reach, tensor.name.rpartition(".")[2]) and in_log_space(scale)) or may_be(
+            declared
+        ):
             raise Missing(f"{tensor.name} may have moved by {reach:.2g} since the start")
         return _soft(value, reach), reach
     if (own is not None and may_be(own.item())) or (abs(declared - SCRATCH) > 1e-3 and may_be(declared)):
@@ -109,7 +111,7 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
         return ("1", DUE, f"1 is what torch.ones makes: a scale of {exp(1.0):.2f}"), reach
     if not in_log_space(scale) or sigmoid(run):
         return None, reach
-    if too_soft(value, reach):
+    if too_soft(value, reach, tensor.name.rpartition(".")[2]):
         return _soft(value, reach), reach
     start = origin(run)
     if start.pretrained and may_be(SCRATCH) and not _beside_young(run, scale, first):
