@@ -7,7 +7,7 @@ import pytest
 
 from fgclip_doctor.provenance import in_log_space
 from fgclip_doctor.run import Scale
-from fgclip_doctor.scale_forms import form_of, logarithms
+from fgclip_doctor.scale_forms import form_of, logarithms, too_soft
 from fgclip_doctor.terms import scale_of
 from tests.runs import checkpoint, run, tensor
 
@@ -45,3 +45,18 @@ def test_a_saved_scale_is_read_by_its_form(name: str, value: float) -> None:
 def test_what_has_no_logarithm_is_not_finite() -> None:
     assert logarithms("temperature", [0.1, 0.0, -1.0]).tolist() == pytest.approx([log(10), np.inf, np.nan], nan_ok=True)
     assert logarithms("log-temperature", [-2.0]).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reach", "expected"),
+    [
+        ("scale", 1.0, 0.1, True),
+        ("scale", 1.0, 0.5, False),  # it may have been a temperature of 0.5
+        ("log_t", 0.07, 0.1, True),
+        ("log_t", 0.07, 0.8, False),
+        ("temp", 0.07, 0.1, False),
+        ("log_t", 2.3, 0.1, False),
+    ],
+)
+def test_a_start_that_was_too_soft(name: str, value: float, reach: float, *, expected: bool) -> None:
+    assert too_soft(value, reach, name) is expected

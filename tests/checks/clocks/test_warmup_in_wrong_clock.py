@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
-from fgclip_doctor.run import Checkpoint
+from fgclip_doctor.run import Checkpoint, Fact, Source
 from fgclip_doctor_checks.clocks.warmup_in_wrong_clock import warmup_in_wrong_clock
 from tests.runs import checkpoint, run, series, tensor
 
@@ -64,6 +64,13 @@ def test_the_reverse() -> None:
 def test_what_is_declared_or_is_a_whole_number_of_accumulations_is_quiet(facts: dict[str, Any]) -> None:
     forwards = 240 * facts.get("accumulation", 8)
     assert not list(warmup_in_wrong_clock(made(saved(240, forwards, full=True), **facts)))
+
+
+@pytest.mark.parametrize(("key", "expected"), [("bank_warmup_steps", 1), ("bank_warmup", 0)])
+def test_a_number_that_makes_sense_in_forwards_is_meant_in_steps_if_its_name_says_so(key: str, expected: int) -> None:
+    one = made(saved(40, 320, full=True, counter="seen"), counter="seen", bank_warmup=80)
+    one.facts["bank_warmup"] = Fact("bank_warmup", 80, Source("config.json", key))
+    assert len(list(warmup_in_wrong_clock(one))) == expected
 
 
 def test_the_number_of_the_schedule_is_meant_in_its_clock() -> None:

@@ -158,6 +158,17 @@ def recorded(values: ArrayLike, *, dtype: str = "bfloat16", lr: float = 5e-6) ->
     return made
 
 
+@pytest.mark.parametrize(("trainable", "expected"), [(True, 1), (False, 0)])
+def test_a_recording_tells_a_fixed_temperature_from_one_that_was_left_out(trainable: bool, expected: int) -> None:
+    seen = [replace(parameter("logit_scale", shape=()), trainable=trainable), parameter("visual_projection.weight")]
+    made = watched(*seen, roles={"scale.global": "logit_scale", "head.image": "visual_projection.weight"})
+    stored = {"logit_scale": np.array(2.6592), "visual_projection.weight": np.ones((8, 4))}
+    tensors = checkpoint(stored).tensors
+    held = adam({"visual_projection.weight": tensors["visual_projection.weight"]})
+    made.checkpoints = (replace(made.checkpoint, tensors=tensors, optimizer=held),)
+    assert len(list(logit_scale_frozen(made))) == expected
+
+
 def test_a_recording_that_saw_it_stand_still_is_enough() -> None:
     (finding,) = logit_scale_frozen(recorded(np.full(20, 2.65625)))
     assert "stood still in 20 steps" in finding.evidence[0].why
