@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 FEWEST = 20  # rows that a sum is told by
 STILL = 1e-5  # of a term's size: what is left of float32 once it was averaged
 ROUNDING = 3e-5  # of the total: float32, averaged over micro-batches, and with six digits printed
-WEIGHED = 0.01  # the least weight that a term may be given, and be told from one of 0
 EXACT = 2e-3  # of the spread of the total: what rounding and running means may leave
 
 
@@ -205,15 +204,3 @@ def left_out(found: Sum, share: float) -> Iterator[tuple[Series, float, float]]:
         without &= np.abs(part) > 4 * found.resolution
         if without.mean() >= share and without.sum() >= 5:
             yield one, weight, float(without.mean())
-
-
-def never_added(run: Run, found: Sum) -> Iterator[tuple[Series, float]]:
-    """Contrastive terms that were logged and have no part in the total, with the weight that is 0 to within rounding.
-
-    Other losses may be logged only to be watched.
-    """
-    named = {run.roles.get(f"loss.{branch}") for branch in ("global", "region", "hard")}
-    for place, (one, weight) in enumerate(zip(found.parts, found.weights, strict=True)):
-        swing = float(found.values[:, place].std())
-        if found.exact and one.name in named and abs(weight) * swing <= found.resolution < WEIGHED * swing:
-            yield one, weight

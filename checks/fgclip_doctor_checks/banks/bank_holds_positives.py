@@ -48,6 +48,20 @@ def bank_holds_positives(
         )
 
 
+def _since_the_bank(site: LossSite) -> bool:
+    """Whether no positive stood there twice while the batch's own were the candidates: captions don't repeat then."""
+    import numpy as np
+
+    twins = np.zeros(0) if site.twins is None else site.twins
+    alone = site.candidates[: len(twins)] < 1.5 * site.anchors[: len(twins)]
+    before = twins[alone & np.isfinite(twins)]
+    return (
+        len(before) >= CALLS // 2
+        and float(before.max()) <= 0.05
+        and bool(site.candidates[-1] >= 1.5 * site.anchors[-1])
+    )
+
+
 def _twins(run: Run) -> Evidence | None:
     """The batch itself in the bank, in both directions of a loss."""
     import numpy as np
@@ -59,6 +73,7 @@ def _twins(run: Run) -> Evidence | None:
         if site.kind == "softmax" and len(twins) == CALLS and (twins >= 0.95).all():
             again.append(site)
     both = [one for one in again if any(o is not one and np.array_equal(o.anchors, one.anchors) for o in again)]
+    both += [one for one in again if _since_the_bank(one)]
     if not both or run.recording is None:
         return None
     return Evidence(

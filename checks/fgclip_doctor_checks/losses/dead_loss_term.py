@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.run import Series
-from fgclip_doctor.sums import bursts, decompose, left_out, never_added, never_changes, parts_of, unlogged_constant
+from fgclip_doctor.sums import bursts, decompose, left_out, never_changes, parts_of, unlogged_constant
 from fgclip_doctor_checks.causes import explaining
 
 
@@ -18,8 +18,8 @@ def dead_loss_term(run: Run, *, rows: int = 20, share: float = 0.05) -> Iterator
     finely enough; a constant that is left when the total is written as the weighted sum of its terms, to within
     rounding; a term that has no record, or no part in the total, at a `share` of the steps.
     Benign: a term that is 0 throughout, which is switched off; terms that are logged less often; few decimal places;
-    batches without any region, which small ones may often be; a further term that isn't logged, and moves; a loss of
-    another kind than the contrastive ones, which is logged to be watched and not added.
+    batches without any region, which small ones may often be; a further term that isn't logged, and moves; a term with
+    a weight of 0, which is logged to be watched (whether a head goes without gradients by it, its weights tell).
     Fix: log every term unweighted, with its candidates and how often it was computed; remove bare excepts around the
     loss; see that the term requires a gradient.
     Sources: 360CVGroup/FG-CLIP, whose forward returns the total alone, and whose second version passes over exceptions
@@ -52,9 +52,6 @@ def dead_loss_term(run: Run, *, rows: int = 20, share: float = 0.05) -> Iterator
         )
         why = f"+- {found.error:.2g}, at {len(found.steps)} steps"
         yield _finding(found.total, message, "constant in the total", constant, 0.0, why)
-    for one, weight in never_added(run, found):
-        message = f"{one.name} is logged, but no part of {found.total.name} at any step: it trains nothing."
-        yield _finding(one, message, "weight in the total", weight, "over 0", f"at {len(found.steps)} steps")
     for one, weight, without in left_out(found, share):
         message = f"{one.name} is logged, but no part of {found.total.name} at {without:.0%} of the steps."
         why = f"by its weight of {weight:.4g} at the others"

@@ -78,6 +78,14 @@ def test_fires_where_the_batch_is_in_the_bank_already() -> None:
     assert "enqueued before its loss" in finding.message
 
 
+@pytest.mark.parametrize(("before", "expected"), [(0.0, 1), (1.0, 0)])  # or its captions stand there twice anyway
+def test_positives_that_come_with_the_bank_in_one_direction(before: float, expected: int) -> None:
+    twins = np.where(np.arange(20) < 10, before, 1.0)
+    one = site("loss.py:3", twins=twins)
+    one = replace(one, candidates=np.where(np.arange(20) < 10, one.anchors, 9 * one.anchors))
+    assert len(list(bank_holds_positives(watched(one)))) == expected
+
+
 def test_reads_the_candidates_of_a_recording() -> None:
     def run(brought: float) -> Run:
         run = run_of(repeated(2)[0])

@@ -70,11 +70,8 @@ def test_quiet_on_a_further_term_that_is_not_logged_and_moves() -> None:
     assert not found(GLOBAL + 0.1 * REGION + apart, **{"global": GLOBAL, "region": REGION})
 
 
-def test_fires_on_a_contrastive_term_that_is_never_added() -> None:
-    (finding,) = found(GLOBAL + 0.5 * HARD, **TERMS)
-    assert finding.where == "loss_region"
-    assert "no part of loss at any step" in finding.message
-    assert not found(GLOBAL + 0.5 * HARD, **{"global": GLOBAL, "hard": HARD, "watched": REGION})  # of no known kind
+def test_quiet_on_a_term_that_is_never_added() -> None:
+    assert not found(GLOBAL + 0.5 * HARD, **TERMS)  # a weight of 0 may be meant
 
 
 def test_fires_on_terms_that_are_swallowed() -> None:
