@@ -59,7 +59,8 @@ def _tail(found: list[Span], share: float) -> tuple[str, Evidence] | None:
         start = size - len(still)
         if not len(still) or not start or still[0] != start or span.new.pointer is None or pointer == start:
             continue
-        if len(still) < share * size or span.new.blank or not (span.new.full or span.old.full):
+        turned = span.new.full or span.old.full or (span.new.full is None and pointer < start)  # it wrote behind itself
+        if len(still) < share * size or span.new.blank or not turned:
             continue
         before, now = span.steps
         return (

@@ -50,6 +50,18 @@ def test_fires_where_the_end_of_the_ring_stands_still() -> None:
     assert "never replaces its last 10 of 100 rows" in finding.message
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "pointer", "expected"),
+    [(0, 90, 40, 1), (0, 90, 90, 0), (30, 90, 90, 0), (0, 90, 95, 0)],  # behind itself; it fills; it is in there
+)
+def test_a_ring_that_keeps_no_flag_has_turned_where_it_wrote_behind_its_pointer(
+    first: int, last: int, pointer: int, expected: int
+) -> None:
+    both = ((OLD, 30, 100), (joined(OLD, NEW, first, last), pointer, 200))
+    kept = [saved(pairs, pointer=at, full=None, step=step) for pairs, at, step in both]
+    assert len(list(bank_wraparound(bank_run(*kept, **FORWARD)))) == expected
+
+
 def test_fires_where_pointers_are_multiples_of_what_does_not_divide_the_ring() -> None:
     (finding,) = bank_wraparound(logged(turning([8] * 60, resets=True)))
     assert "multiples of 8 only" in finding.message
