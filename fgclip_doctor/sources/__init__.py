@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 
 from fgclip_doctor.events import learning_rate
-from fgclip_doctor.run import Checkpoint, Fact, Optimizer, Run, Tensor
+from fgclip_doctor.run import Checkpoint, Fact, Missing, Optimizer, Run, Tensor
 from fgclip_doctor.sources import (
     annotation_file,
     mlflow_run,
@@ -96,7 +96,7 @@ def load(
     for fact in [*trainer.logged(run.series, run.facts), *trainer.derived(run.facts)]:
         run.facts.setdefault(fact.name, fact)
     last = run.checkpoints[-1] if run.checkpoints else None
-    tensors = last.tensors if last else {}
+    tensors = _with_rows(run.checkpoints) if run.recording else last.tensors if last else {}
     run.roles = parts.find(tensors, run.series, roles, last.optimizer if last else None)
     if told_by := parts.sigmoid(tensors, run.series):
         where = tensors[told_by].source if told_by in tensors else run.series[told_by].source
@@ -110,6 +110,24 @@ def load(
             run.problems.append(str(Unreadable(run.base.path, f"has no tensor in common with {found[-1].path}")))
             run.base = None
     return run
+
+
+def _with_rows(checkpoints: Sequence[Checkpoint]) -> Mapping[str, Tensor]:
+    """The tensors of the last look of a recording, with those of an earlier one where only that saw the values."""
+    if not checkpoints:
+        return {}
+
+    def seen(tensor: Tensor) -> bool:
+        try:
+            return tensor.statistics.count > 0
+        except Missing:
+            return False
+
+    found = dict(checkpoints[-1].tensors)
+    for name in [name for name, one in found.items() if len(one.shape) == 2 and not name.endswith("weight")]:
+        looks = (one.tensors[name] for one in reversed(checkpoints) if name in one.tensors)
+        found[name] = next((one for one in looks if seen(one)), found[name])
+    return found
 
 
 def _read_path(path: Path, readers: dict[Path, object] | None = None) -> tuple[list[Found], list[Found], list[Run]]:

@@ -311,6 +311,12 @@ def _sides(heads: Sequence[structure.Head], tensors: Mapping[str, Tensor], roles
     return found
 
 
+def _akin(one: str, other: str) -> bool:
+    """Whether the last parts of two names have a word in common."""
+    words, others = (set(_plain(name.rpartition(".")[2]).split("_")) for name in (one, other))
+    return bool(words & others)
+
+
 def _shared(path: str, name: str) -> bool:
     """Whether the last word of a path, of three letters or more, is one of a name's."""
     words = re.split(r"[._]", _plain(path))
@@ -340,8 +346,9 @@ def _stores(tensors: Mapping[str, Tensor], optimizer: Optimizer | None) -> dict[
     for role, pattern in (("bank.full", FULL), ("bank.enabled", ENABLED), ("bank.pointer", POINTER)):
         fitting = [name for name in beside if _words(pattern, name.rpartition(".")[2]) and name not in found.values()]
         numbers = [name for name in beside if not tensors[name].dtype.startswith("bool") and not _counts_forwards(name)]
-        if role == "bank.pointer" and not fitting and len(numbers) == 1:
-            fitting = [name for name in numbers if name not in found.values()]
+        if role == "bank.pointer" and not fitting:
+            free = [name for name in numbers if name not in found.values()]
+            fitting = free if len(free) == 1 else [name for name in free if _akin(name, names[0])]
         if len(fitting) == 1:
             found[role] = fitting[0]
     return found

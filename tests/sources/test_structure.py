@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fgclip_doctor.run import Tensor
-from fgclip_doctor.sources import load
+from fgclip_doctor.run import Missing, Tensor
+from fgclip_doctor.sources import _with_rows, load
 from fgclip_doctor.sources.roles import find, sigmoid
-from tests.runs import series, tensor
+from tests.runs import checkpoint, series, tensor
 
 Shapes = dict[str, tuple[int, ...]]
 RANDOM = np.random.default_rng(0)
@@ -220,3 +222,20 @@ def test_what_no_name_told_is_said(tmp_path: Path) -> None:
 )
 def test_the_loss_of_siglip(tensors: dict[str, float], logged: list[str], told: str) -> None:
     assert sigmoid(model({}, tensors), {name: series(name, [1.0, 2.0]) for name in logged}) == told
+
+
+def test_of_several_counters_the_one_that_is_named_after_the_store_points_into_it() -> None:
+    counters = {name: tensor(name, np.asarray(5), "int64") for name in ("attic_at", "updates", "seen")}
+    tensors = model(TOWERS) | {"attic": tensor("attic", unit(64, 32)), **counters}
+    assert bank(find(tensors, {})) == {"bank.image_keys": "attic", "bank.pointer": "attic_at"}
+
+
+def test_rows_that_only_an_earlier_look_of_a_recording_saw(tmp_path: Path) -> None:
+    def unseen() -> NoReturn:
+        raise Missing("not seen")
+
+    rows, later = tensor("attic", unit(64, 32)), copy(tensor("attic", unit(64, 32)))
+    later._measure = unseen
+    looks = checkpoint({"attic": rows}, 10), checkpoint({"attic": later, "at": np.asarray(1)}, 20)
+    assert _with_rows(looks)["attic"] is rows
+    assert set(_with_rows(looks)) == {"attic", "at"}
