@@ -21,6 +21,9 @@ SCALE = re.compile(
     re.IGNORECASE,
 )
 BARE_SCALE = re.compile(r"(?:train(?:ing)?[/_.])?scale", re.IGNORECASE)  # open_clip's events call it so
+GRADIENT_NORM = re.compile(
+    r"(?:.*[/.])?(?:(?:total_|global_)?grad(?:ient)?s?[_/]?(?:norm|l2)|g_?norm|gn)", re.IGNORECASE
+)
 ABOUT = re.compile(r"grad|norm\b|ratio|update|\blr\b|learning.rate", re.IGNORECASE)
 BANK = re.compile(r"bank|queue|xbm", re.IGNORECASE)
 RAW = log(1000)  # a logged scale over this is exp(logit_scale) itself
@@ -39,6 +42,12 @@ def between(run: Run, first: float, last: float) -> Event | None:
     order = ("bank-on", "candidates", "scale", "restart", "resume")
     there = [event for event in events(run) if first <= event.step <= last]
     return min(there, key=lambda event: order.index(event.kind) if event.kind in order else len(order), default=None)
+
+
+def gradient_norms(run: Run) -> list[Series]:
+    """The logs of the norm of the whole gradient, under any of its names."""
+    named = [one.standing for name, one in run.series.items() if GRADIENT_NORM.fullmatch(name)]
+    return [one for one in named if len(one.values)]
 
 
 def learning_rate(run: Run) -> Series | None:

@@ -7,7 +7,7 @@ from math import log
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import dynamics
-from fgclip_doctor.events import between
+from fgclip_doctor.events import between, gradient_norms
 from fgclip_doctor.run import Run, Series
 from fgclip_doctor.sums import decompose
 from fgclip_doctor.terms import Term
@@ -53,7 +53,8 @@ def jump_by(run: Run, name: str, count: float) -> dynamics.Shift | None:
     steps, shifts = _ratios(run.series[name].standing, count)
     if not len(steps):
         return None
-    norms = _ratios(run.series["grad_norm"].standing, count) if "grad_norm" in run.series else None
+    logged = gradient_norms(run)
+    norms = _ratios(logged[0], count) if logged else None
     every = int(steps[-1] - steps[0]) // max(len(steps) - 1, 1) + 1
     for shift in shifts:
         at = int(steps[shift.index])

@@ -110,3 +110,16 @@ def test_a_bare_scale_is_the_logits_unless_it_is_that_of_gradients(values: list[
     assert bool(events.scales(run)) is taken
     named = logged(**{"train/scale": values, "logit_scale": [4.6, 4.6, 4.6]})
     assert [one.name for one in events.scales(named)] == ["logit_scale"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        (name, True)
+        for name in ("grad_norm", "train/gradnorm", "optim/gradNorm", "gnorm", "gn", "grads/l2", "total_grad_norm")
+    ]
+    + [(name, False) for name in ("grad_norm_text", "norm", "max_grad_norm", "learning_rate")],
+)
+def test_the_norm_of_the_gradient_by_any_name(name: str, *, is_one: bool) -> None:
+    made = runs.run(logged=[runs.series(name, [1.0, 2.0])])
+    assert [one.name for one in events.gradient_norms(made)] == ([name] if is_one else [])

@@ -27,6 +27,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD708", "FGD701", "who loads an empty tensor gets a random one"),
     Cause("FGD703", "FGD701", "what is overwritten with new values is random", same_place=True),
     Cause("FGD702", "FGD703", "a transposed matrix is far from what it was", same_place=True),
+    Cause("FGD705", "FGD703", "a table that was made anew is far from what it was", same_place=True),
     Cause("FGD708", "FGD703", "an empty tensor is far from what it was", same_place=True),
     # what goes wrong with a scale
     Cause("FGD305", "FGD302", "the scale was set to that value at a start", same_place=True),

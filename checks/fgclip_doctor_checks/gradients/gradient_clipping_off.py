@@ -4,10 +4,9 @@ import re
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics, moments
-from fgclip_doctor.events import between, warmed_up
+from fgclip_doctor.events import between, gradient_norms, warmed_up
 from fgclip_doctor.run import Fact, Source
 
-NORM = re.compile(r"(?:.*/)?(?:total_|global_)?grad(?:ient)?_?norm", re.IGNORECASE)
 BY_NORM = re.compile(r"norm|gradient_clipping|--fact")  # Lightning's gradient_clip_val may be of values
 
 
@@ -43,7 +42,7 @@ def gradient_clipping_off(
 
 def _spiky(run: Run, threshold: Fact, factor: float, errors: float, often: int) -> Iterator[Finding]:
     """The logged norms with spikes."""
-    logged = [one.standing for name, one in run.series.items() if NORM.fullmatch(name)]
+    logged = gradient_norms(run)
     if not logged:
         raise Missing("clipping is off, and no gradient norm was logged that would tell whether it is needed")
     for series in logged:

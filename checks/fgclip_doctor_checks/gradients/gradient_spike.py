@@ -1,11 +1,10 @@
 """FGD111."""
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
-from fgclip_doctor.events import events, warmed_up
+from fgclip_doctor.events import events, gradient_norms, warmed_up
 from fgclip_doctor.progress import courses
 from fgclip_doctor.run import Series
 from fgclip_doctor_checks.causes import explaining
@@ -13,8 +12,6 @@ from fgclip_doctor_checks.causes import explaining
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-NORM = re.compile(r"(?:.*/)?(?:total_|global_)?grad(?:ient)?_?norm", re.IGNORECASE)
 
 
 @check("FGD111", "gradient-spike", Severity.WARNING)
@@ -38,7 +35,7 @@ def gradient_spike(
     """
     import numpy as np
 
-    logged = [one.standing for name, one in run.series.items() if NORM.fullmatch(name)]
+    logged = gradient_norms(run)
     happened = np.array([event.step for event in events(run)])
     judged = 0
     for series in logged:

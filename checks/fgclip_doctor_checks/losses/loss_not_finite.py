@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.events import gradient_norms
 from fgclip_doctor.run import Series, Tensor
 from fgclip_doctor.terms import sites
 from fgclip_doctor_checks.causes import explaining
@@ -52,7 +53,7 @@ def loss_not_finite(run: Run, *, tail: int = 3) -> Iterator[Finding]:
             ),
             explained_by=explaining("FGD506"),
         )
-    norms = run.series.get("grad_norm")
+    norms = next(iter(gradient_norms(run)), None)
     logged = [name for role, name in run.roles.items() if role.startswith("loss.")]
     for name in (*logged, *(f"loss at {site.name}" for site in sites(run))):
         series = run.series.get(name)

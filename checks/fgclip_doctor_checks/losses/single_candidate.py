@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
+from fgclip_doctor.events import gradient_norms
 from fgclip_doctor.terms import counts
 
 START = 10  # a step until which a loss isn't learnt to 0
@@ -76,7 +77,7 @@ def _one_candidate(run: Run, name: str) -> Evidence | None:
 
 
 def _no_gradient(run: Run, records: int) -> Evidence | None:
-    norm = run.series.get("grad_norm")
+    norm = next(iter(gradient_norms(run)), None)
     if norm is None or len(norm.values) < records or norm.values.any():
         return None
     return Evidence(
