@@ -38,12 +38,11 @@ def side(run: Run, name: str) -> str:
 def tower(run: Run, which: str) -> list[str]:
     """The parameters of the image or the text tower: inside a module of it, in no role, and no adapter."""
     played = set(run.roles.values())
-    placed = f"tower.{which}" in run.roles
+    path = run.roles.get(f"tower.{which}", "")  # of one tower for both sides, the same
     return [
         name
         for name, tensor in run.tensors.items()
-        if (placed or name.count(".") > 1)
-        and side(run, name) == which
+        if (name.startswith(f"{path}.") if path else name.count(".") > 1 and side(run, name) == which)
         and name not in played
         and tensor.dtype in FLOATS
         and tensor.shape

@@ -94,6 +94,8 @@ class Found:
     def order(self) -> int | None:
         """The step: the trainer's own, else that of the name, else the optimizer's."""
         applied = self.optimizer.step if self.optimizer else None
+        if self.trainer_step is None and self.step is not None and applied is not None and applied > self.step:
+            return applied  # so the number in the name counts something slower, such as epochs
         return next((step for step in (self.trainer_step, self.step, applied) if step is not None), None)
 
     def checkpoint(self) -> Checkpoint:
@@ -114,7 +116,8 @@ def is_checkpoint(directory: Path) -> bool:
 
 def _of_weights(names: Iterable[str]) -> list[str]:
     """The files that hold weights, by their names."""
-    return sorted(name for name in names if Path(name).suffix in BARE and not NOT_WEIGHTS.search(name))
+    kept = (name for name in names if Path(name.removesuffix(".tar")).suffix in BARE)  # model_best.pth.tar
+    return sorted(name for name in kept if not NOT_WEIGHTS.search(name))
 
 
 def _may_be_checkpoint(entry: Path) -> bool:

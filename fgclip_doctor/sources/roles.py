@@ -22,8 +22,8 @@ IMAGE = r"(image|img|visual|vision|vis|pic|picture|photo|pixel|video|region|roi|
 TEXT = r"(text|txt|caption|cap|lang|language|phrase|sentence|sent|word|title|token|tok|t)"
 POINTER = r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)"
 FULL = r"(full|filled|wrapped|is_?full|is_?filled|has_?wrapped)"
-ENABLED = r"(enabled?|active|activated|(?:is_?)?on|use_\w+)"
-COUNTED = r"(num|n)?(steps?|forwards?|fwds?|iters?|iterations?|calls?|batch(es)?)(count(er)?)?"
+ENABLED = r"(enabled?|active|activated|live|(?:is_?)?on|use_\w+)"
+COUNTED = r"(num|n)?(steps?|forwards?|fwds?|iters?|iterations?|calls?|ticks?|batch(es)?)(count(er)?)?"
 COUNTING = r"n|nb|num|total|training|train|model|micro|count(er)?|seen|done"  # the other words in the name of a counter
 MAX_NAME = 200  # characters; a longer name is nobody's, and would be slow to search
 MAX_STORES = 64
@@ -189,7 +189,7 @@ def _related(one: str, other: str) -> bool:
 def _scales(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     pattern = (
         r"\w*(logit_?scale|temperature|log_?temp|logit_?temp)\w*|(\w+_)?(temp|tau|t_prime|log_?scale)(_\w+)?"
-        r"|log_?(inv_?)?(t|tau)|inv_?(t|tau)|kappa|sharpness"
+        r"|log_?(inv_?)?(t|tau)|inv_?(t|tau)|kappa|sharpness|(sim|similarity|cos|cosine)_?scale"
     )
     names = [
         name
