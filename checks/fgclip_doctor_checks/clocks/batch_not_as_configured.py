@@ -14,7 +14,8 @@ def batch_not_as_configured(run: Run) -> Iterator[Finding]:
     DataParallel also loses what a forward writes on its replicas, a memory bank for one.
     Evidence: train_batch_size in trainer_state.json beside per_device_train_batch_size in training_args.bin; or the
     Trainer's line in a log, that with DataParallel the batch has been adjusted.
-    Benign: the two are the same in every run on one GPU for each process.
+    Benign: the two are the same in every run on one GPU for each process, but for one that was resumed with another
+    batch, of which an earlier checkpoint tells (FGD409).
     Fix: set a batch that fits, with gradient checkpointing or accumulation; start with torchrun, or show one GPU only
     (CUDA_VISIBLE_DEVICES=0).
     Sources: transformers.Trainer (find_executable_batch_size, TrainerState.train_batch_size); pytorch/pytorch#2864.
@@ -27,8 +28,12 @@ def batch_not_as_configured(run: Run) -> Iterator[Finding]:
         told += 1
         if used.value == asked.value:
             continue
+        before = [one.facts["micro_batch"].value for one in run.checkpoints if "micro_batch" in one.facts]
+        if used.value in before:
+            continue  # the trainer's state keeps the batch of before a resume, of which FGD409 speaks
         times = used.value / asked.value
-        why = f"DataParallel over {times:g} GPUs" if times == int(times) else "halved when memory ran out"
+        halved = "halved when memory ran out, or another before a resume"
+        why = f"DataParallel over {times:g} GPUs, or another before a resume" if times == int(times) else halved
         yield Finding(
             message=f"The trainer used batches of {used.value:g}, where {asked.value:g} are configured: {why}.",
             where=used.source.key,

@@ -11,12 +11,12 @@ from fgclip_doctor.sources import load
 from fgclip_doctor_checks.clocks.batch_not_as_configured import batch_not_as_configured
 
 
-def saved(directory: Path, asked: int | None, used: int | None) -> Path:
+def saved(directory: Path, asked: int | None, used: int | None, step: int = 10) -> Path:
     """A checkpoint with the pieces that the Trainer writes."""
-    folder = directory / "checkpoint-10"
+    folder = directory / f"checkpoint-{step}"
     folder.mkdir()
     torch.save({"logit_scale": torch.zeros(())}, folder / "pytorch_model.bin")
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 10, "train_batch_size": used}))
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "train_batch_size": used}))
     if asked is not None:
         torch.save({"per_device_train_batch_size": asked}, folder / "training_args.bin")
     return directory
@@ -28,6 +28,14 @@ def test_the_batch_in_use(tmp_path: Path, asked: int, used: int, why: str) -> No
     assert len(found) == bool(why)
     if found:
         assert why in found[0].message
+
+
+def test_a_batch_of_before_a_resume_that_the_state_keeps(tmp_path: Path) -> None:
+    saved(tmp_path, 32, 32)
+    saved(tmp_path, 8, 32, step=20)
+    assert not list(batch_not_as_configured(load([tmp_path])))
+    [finding] = batch_not_as_configured(load([tmp_path / "checkpoint-20"]))
+    assert "or another before a resume" in finding.message
 
 
 @pytest.mark.parametrize(("asked", "used"), [(None, 64), (64, None)])
