@@ -318,9 +318,9 @@ def _akin(one: str, other: str) -> bool:
 
 
 def _shared(path: str, name: str) -> bool:
-    """Whether the last word of a path, of three letters or more, is one of a name's."""
-    words = re.split(r"[._]", _plain(path))
-    return len(words[-1]) > 2 and words[-1] in re.split(r"[._]", _plain(name))
+    """Whether the last word of a path, of three letters or more, is how one of a name's begins: `eye`, `eye2z`."""
+    last = re.split(r"[._]", _plain(path))[-1]
+    return len(last) > 2 and any(word.startswith(last) for word in re.split(r"[._]", _plain(name)))
 
 
 def _side(name: str) -> str:
