@@ -24,9 +24,10 @@ def logit_scale_frozen(run: Run, *, cap: float = log(100)) -> Iterator[Finding]:
     stated scale: a value that never changes, lies on bfloat16's grid to the last decimal place, and that the learning
     rate can't move on it.
     Benign: a scale that was declared to be frozen, or at its cap, where it rests anyway; a 16-bit export of 32-bit
-    masters, whose state is in 32 bits; scales that a recording saw with requires_grad off, all of them (a fixed
-    temperature); a model whose heads aren't trained either; the scale of a branch that does not
-    run; a logged value of few decimal places, which may be on the grid by chance or be fixed on purpose.
+    masters, whose state is in 32 bits; a fixed temperature: scales that a recording saw with requires_grad off, all of
+    them, or that no group holds and that are no logarithms; a model whose heads aren't trained either; the scale of a
+    branch that does not run; a logged value of few decimal places, which may be on the grid by chance or be fixed on
+    purpose.
     Fix: keep scales in float32, in a group of the optimizer with a learning rate over zero (1e-4 and more is usual),
     and without weight decay. If the temperature is fixed on purpose, ignore this rule.
     Sources: Radford et al. 2021, section 2.5 (a learnt temperature); Micikevicius et al. 2018, section 3.1 (rounding).
@@ -55,8 +56,11 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
         if all(frozen(run, one.tensor.name) for one in run.scales()):
             return None  # seen to have requires_grad off: a temperature that is fixed on purpose
         heads = [head.name for _, head in run.heads()]
-        if not (any(map(optimizer.may_hold, heads)) if heads else _all_but(run, scale, optimizer)):
+        if not (any(map(optimizer.may_hold, heads)) if heads else _all_but(run, optimizer)):
             return None
+        others = any(optimizer.may_hold(one.tensor.name) for one in run.scales())
+        if not others and not LOGARITHMS[0] < scale.last < LOGARITHMS[1]:
+            return None  # a temperature, which many fix; one that is learnt is kept as a logarithm, as a rule
         evidence = Evidence(name="groups that hold it", value=0, expected=1, source=str(optimizer.source))
         return "it is in no group of the optimizer (frozen, or left out)", evidence, "not-held"
     index = optimizer.index_of(tensor.name)
@@ -95,11 +99,10 @@ def _stuck(run: Run, scale: Scale) -> tuple[str, Evidence, str] | None:
     )
 
 
-def _all_but(run: Run, scale: Scale, optimizer: Optimizer) -> bool:
-    """Of a model whose heads have no known names: whether it is trained, and the scale is a logarithm, as a learnt one
-    is, which a temperature that is fixed on purpose isn't."""
+def _all_but(run: Run, optimizer: Optimizer) -> bool:
+    """Of a model whose heads have no known names: whether it is trained."""
     matrices = [name for name, one in run.tensors.items() if len(one.shape) == 2 and one.dtype in FLOATS]
-    return LOGARITHMS[0] < scale.last < LOGARITHMS[1] and held_share(optimizer, matrices) > 0.5
+    return held_share(optimizer, matrices) > 0.5
 
 
 def _by_log(run: Run, cap: float) -> Iterator[Finding]:

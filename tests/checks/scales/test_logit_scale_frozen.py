@@ -62,6 +62,15 @@ def test_no_group_holds_a_scale() -> None:
     assert {one.explained_by for one in found} == {("FGD102",)}
 
 
+@pytest.mark.parametrize(("value", "held", "expected"), [(2.6592, 1, 2), (0.07, 1, 0), (0.07, 2, 1)])
+def test_scales_that_no_group_holds_are_a_fixed_temperature_where_none_is_a_logarithm(
+    value: float, held: int, expected: int
+) -> None:
+    """Beside another that is held, one was left out, whatever its value."""
+    names = ["visual_projection.weight", "logit_scale"][:held]
+    assert len(list(logit_scale_frozen(trained(value, held=names)))) == expected
+
+
 @pytest.mark.parametrize(
     ("value", "held", "expected"),
     [
