@@ -67,7 +67,8 @@ def heads(tensors: Mapping[str, Tensor], known: Sequence[str] = (), optimizer: O
         level = {path: names for path, names in level.items() if not _copied(path, level, optimizer)}
         if len(level) > MOST:
             return []
-        parts = [_part(path, names, tensors, ordered=ordered) for path, names in level.items()]
+        gains = _gains(level, tensors)
+        parts = [_part(path, names, tensors, gains[path], ordered=ordered) for path, names in level.items()]
         found = _sharing(parts, width, outermost=not depth)
         if found or sum(len(one.matrices) > 1 and not one.thin for one in parts) > 1:
             return found
@@ -97,14 +98,11 @@ def _out_and_in(name: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     return (first, second) if "weight" in name.rpartition(".")[2] else (second, first)
 
 
-def _part(path: str, names: Sequence[str], tensors: Mapping[str, Tensor], *, ordered: bool) -> Part:
+def _part(
+    path: str, names: Sequence[str], tensors: Mapping[str, Tensor], gains: Sequence[int], *, ordered: bool
+) -> Part:
     flat = [name for name in names if len(tensors[name].shape) == 2 and "in_proj" not in name]
     layers = [name for name in flat if not TABLE.search(name[len(path) :].lower())]
-    gains = [
-        one.shape[0]
-        for name, one in tensors.items()
-        if len(one.shape) == 1 and name.startswith(f"{path}.") and name.endswith("weight")
-    ]
     bare = [name for name in layers if "weight" not in name.rpartition(".")[2]]
     layers = [name for name in layers if name not in bare]
     projecting = [name for name in bare if not gains or tensors[name].shape[0] in gains[-1:]]
@@ -122,6 +120,19 @@ def _part(path: str, names: Sequence[str], tensors: Mapping[str, Tensor], *, ord
     takes = frozenset(_out_and_in(name, tensors)[1] for name in first) if stack else frozenset[int]()
     ends = {*gives, *gains[-1:], *(_out_and_in(name, tensors)[0] for name in flat[-1:])}
     return Part(path, tuple(names), gives, takes, frozenset(ends))
+
+
+def _gains(level: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """The lengths of the norm gains of each part, in the order of the file."""
+    found: dict[str, list[int]] = {path: [] for path in level}
+    for name, one in tensors.items():
+        path = name
+        while len(one.shape) == 1 and name.endswith("weight") and path:
+            path = path.rpartition(".")[0]
+            if path in found:
+                found[path].append(one.shape[0])
+                break
+    return found
 
 
 def _copied(path: str, level: Mapping[str, Sequence[str]], optimizer: Optimizer | None) -> bool:
@@ -200,6 +211,8 @@ def stores(tensors: Mapping[str, Tensor], held: Callable[[str], bool]) -> tuple[
     counters = [
         name for name, one in tensors.items() if one.size == 1 and one.dtype.startswith(("int", "uint", "bool"))
     ]
+    if max(len(able), len(counters)) > MOST:
+        return [], []
     found: list[tuple[list[str], list[str]]] = []
     for name in able:
         beside = [other for other in counters if _beside(name, other)]
