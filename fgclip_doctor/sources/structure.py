@@ -167,7 +167,7 @@ def _sharing(parts: Sequence[Part], width: int, *, outermost: bool) -> list[Head
             if part.thin
             and one is not part
             and part.takes & one.ends
-            and (not one.thin or one.gives.keys() != part.gives.keys() or len(one.matrices) > len(part.matrices))
+            and not (one.thin and one.gives.keys() == part.gives.keys())
         ]
 
     on_top = [one for one in able if below(one)]

@@ -62,23 +62,6 @@ HEADS: dict[str, tuple[Shapes, dict[str, str]]] = {
         {**looking("g", 48), **reading("f", 24), "wa.weight": (32, 48), "wb.weight": (32, 24)},
         {"head.image": "wa.weight", "head.text": "wb.weight", "tower.image": "g", "tower.text": "f"},
     ),
-    "projections of the width that the towers have": (
-        {
-            "eye.1.weight": (128, 432),
-            "eye.3.weight": (64, 128),
-            "tab.weight": (88, 64),
-            "mouth.1.weight": (128, 64),
-            "mouth.3.weight": (64, 128),
-            "eye2z.weight": (64, 64),
-            "mouth2z.weight": (64, 64),
-        },
-        {
-            "head.image": "eye2z.weight",
-            "head.text": "mouth2z.weight",
-            "tower.image": "eye",
-            "tower.text": "mouth",
-        },
-    ),
     "projections that multiply from the right": (
         {"p": (48, 32), "q": (24, 32), **looking("g", 48), **reading("f", 24)},
         {"head.image": "p", "head.text": "q", "tower.image": "g", "tower.text": "f"},
