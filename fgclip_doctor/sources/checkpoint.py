@@ -490,7 +490,7 @@ def _is_state_dict(content: object) -> bool:
 
 def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> None:
     """Optimizer, scheduler, step count and arguments from beside the weights."""
-    for key in (*OPTIMIZERS, *(key for key, value in content.items() if optimizers.is_optimizer(_first(value)))):
+    for key in (*OPTIMIZERS, *(str(key) for key, value in content.items() if optimizers.is_optimizer(_first(value)))):
         payload = _first(content.get(key))
         if isinstance(payload, list) and payload and optimizers.is_optimizer(payload[0]):
             why = f"holds {len(payload)} optimizers under {key}, which are not read"
@@ -501,7 +501,7 @@ def _trainer_pieces(found: Found, content: Mapping[str, Any], path: Path) -> Non
             break
     for key in ARGUMENTS:
         found.facts.extend(trainer.facts(_plain(content.get(key)), f"{path}: {key}"))
-    for key in (*SCHEDULERS, *(key for key, value in content.items() if _is_scheduler(value))):
+    for key in (*SCHEDULERS, *(str(key) for key, value in content.items() if _is_scheduler(value))):
         scheduler = _first(content.get(key))
         if isinstance(scheduler, Mapping):
             found.scheduler = {str(name): value for name, value in scheduler.items()}

@@ -70,6 +70,19 @@ def test_weights_under_names_of_their_own(tmp_path: Path, content: dict[str, Any
     assert found.optimizer.groups[0].lr == 1e-3
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {0: ADAM, "w": WEIGHTS},  # what is kept under a number has no name to tell it by
+        {"w": WEIGHTS, "deep": {"er": {"and": {"deeper": WEIGHTS}}}},
+        {"w": WEIGHTS, "o": {"state": None, "param_groups": None}, "s": {"last_epoch": "x", "_step_count": []}},
+    ],
+)
+def test_odd_neighbours_do_no_harm(tmp_path: Path, content: dict[Any, Any]) -> None:
+    torch.save(content, tmp_path / "one.pt")
+    assert set(WEIGHTS) <= {name.removeprefix("w.") for name in read_file(tmp_path / "one.pt").tensors}
+
+
 def test_a_folder_of_some_trainer_s_own(tmp_path: Path) -> None:
     for step in (20, 100):
         (tmp_path / f"update-{step}").mkdir()
