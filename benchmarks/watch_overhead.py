@@ -1,6 +1,6 @@
 """What watching costs a training: the same steps with and without it, in turn, as a ratio of their times.
 
-    python benchmarks/watch_overhead.py [--device cuda] [--model toy|tiny|vit] [--pairs 20] [--peer torch-audit]
+    python benchmarks/watch_overhead.py [--device cuda] [--model toy|core|tiny|vit] [--pairs 20] [--peer torch-audit]
 
 Each pair runs one block of steps unwatched and one watched, in alternating order, on the same model. "start" are the
 first steps of a run, of which many are looked at; "later" those after step 1,000, most of which are not; "between" the
@@ -17,18 +17,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fgclip_doctor.core.config import FgclipConfig
+from fgclip_doctor.core.losses import total
+from fgclip_doctor.core.model import FgclipModel
 from fgclip_doctor.live.recorder import Recorder
+from fgclip_doctor.training.data import collate
+from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
 
 Step = Callable[[], None]
 LATER = 1000
 # steps of a block: at the start, later, and between looks
-BLOCKS = {"toy": (60, 3000, 1000), "tiny": (60, 100, 40), "vit": (10, 20, 10)}
+BLOCKS = {"toy": (60, 3000, 1000), "core": (60, 60, 20), "tiny": (60, 100, 40), "vit": (60, 20, 10)}
 STAGES = ("start", "later", "between")
 
 
@@ -65,6 +71,8 @@ class Clip(nn.Module):
 
 def training(name: str, device: str) -> tuple[nn.Module, torch.optim.Optimizer, Step]:
     torch.manual_seed(0)
+    if name == "core":
+        return core_training(device)
     if name == "toy":
         model: nn.Module = Towers()
         inputs = torch.randn(8, 16), torch.randn(8, 16)
@@ -80,6 +88,23 @@ def training(name: str, device: str) -> tuple[nn.Module, torch.optim.Optimizer, 
         optimizer.zero_grad()
         model(images, texts).backward()
         optimizer.step()
+
+    return model, optimizer, step
+
+
+def core_training(device: str) -> tuple[nn.Module, torch.optim.Optimizer, Step]:
+    """Our own model's smallest preset, as it is trained by default, with regions, hard negatives and a bank."""
+    config = FgclipConfig.preset("tiny", use_memory_bank=True)
+    model = FgclipModel(config).to(device).train()
+    scenes = Scenes(16)
+    batch = collate([scenes[number] for number in range(len(scenes))], WordTokenizer()).to(torch.device(device))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    steps = count()
+
+    def step() -> None:
+        torch.autograd.backward(total(model(batch, step=next(steps))))
+        optimizer.step()
+        optimizer.zero_grad()
 
     return model, optimizer, step
 

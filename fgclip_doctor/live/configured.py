@@ -22,7 +22,7 @@ def configurations(subject: Subject) -> Iterator[tuple[str, Plain]]:
     kinds: tuple[type, ...] = (argparse.Namespace,)
     if "transformers.training_args" in sys.modules:
         kinds = (sys.modules["transformers.training_args"].TrainingArguments, *kinds)
-    found = [one for one in gc.get_objects() if issubclass(type(one), kinds)]
+    found = [one for one in gc.get_referrers(*_with_subclasses(kinds)) if issubclass(type(one), kinds)]
     for one in sorted(found, key=lambda one: isinstance(one, kinds[-1])):
         yield type(one).__name__, _plain(vars(one))
     seen: set[int] = set()
@@ -36,6 +36,15 @@ def configurations(subject: Subject) -> Iterator[tuple[str, Plain]]:
                 yield f"{name}.{key}".strip("."), _plain(fields)
     main = vars(sys.modules["__main__"])
     yield "__main__", {key.lower(): value for key, value in _plain(main).items()}
+
+
+def _with_subclasses(kinds: tuple[type, ...]) -> list[type]:
+    """Objects refer to their class: asking for those takes half the time of going through all that there are."""
+    every = list(kinds)
+    for kind in every:
+        below: list[type] = kind.__subclasses__()
+        every += [one for one in below if one not in every]
+    return every
 
 
 def _fields(value: object) -> Mapping[str, object] | None:
