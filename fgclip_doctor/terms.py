@@ -26,7 +26,10 @@ MOST_SCALE = 1000.0
 STRAIGHT = 256.0  # the scale from which on the null level is linear in it, to half a percent
 ASSUMED_DIMENSION = 512  # of CLIP's base models, where nothing says it: the null level depends on it weakly
 BRANCH_WORDS = {"region": r"region|roi|box|fine_?-?grain|dense|local", "hard": r"hard|hneg"}  # in the names of scales
-DERIVED = ("gradient norm/", "update ratio/")  # series that bear a tensor's name and aren't its value
+DERIVED = (  # series that bear a tensor's name and aren't its value
+    *("gradient norm/", "update ratio/"),
+    *("first moment/", "second moment/"),
+)
 BRANCHES = ("loss.global", "loss.region", "loss.hard", "scale.region", "scale.hard", "head.region", "head.text_long")
 
 

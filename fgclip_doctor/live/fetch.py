@@ -11,6 +11,15 @@ from torch import Tensor
 MAX_PENDING = 64  # bundles under way; a device that lags further behind loses the oldest
 
 
+def together(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same on one device, as a model in parts has them on several: an accelerator's, for which the host needn't
+    wait."""
+    if len({one.device for one in tensors}) < 2:
+        return tensors
+    device = next(one.device for one in tensors if one.device.type != "cpu")
+    return [one.to(device, non_blocking=True) for one in tensors]
+
+
 class Fetcher:
     """Takes tensors on a device and hands them out when their copy has arrived.
 
@@ -23,11 +32,12 @@ class Fetcher:
         self.lost = 0
 
     def take(self, scalars: Tensor | Sequence[Tensor], arrived: Callable[[list[float]], None]) -> None:
-        """`scalars`: a vector, or 0-d tensors on one device. `arrived` gets their values, now or in a later `poll`."""
+        """`scalars`: a vector, or 0-d tensors. `arrived` gets their values, now or in a later `poll`."""
         if not len(scalars):
             return
         exact = torch.float32 if scalars[0].device.type == "mps" else torch.float64
         if not isinstance(scalars, Tensor):
+            scalars = together(scalars)
             alike = len({scalar.dtype for scalar in scalars}) == 1  # else each is converted by a kernel of its own
             scalars = torch.stack([one.detach() if alike else one.detach().to(exact) for one in scalars])  # (values,)
         self.copy([scalars.to(exact)], lambda copies: arrived(copies[0].tolist()))
@@ -42,7 +52,7 @@ class Fetcher:
         for host, one in zip(hosts, values, strict=True):
             host.copy_(one, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(values[0].device))  # of a model in parts, not the current device's
         self.pending.append((hosts, event, arrived))
         if len(self.pending) > MAX_PENDING:
             self.pending.popleft()

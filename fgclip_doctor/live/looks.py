@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fgclip_doctor.live.fetch import Fetcher
+from fgclip_doctor.live.fetch import Fetcher, together
 from fgclip_doctor.live.subject import SCALARS, Subject, dtype, held, is_plain, local, part, rank_and_world, sample
 
 HALVES = (torch.bfloat16, torch.float16)
+MOMENTS_EVERY = 10  # steps, of those that are looked at
 ROWS_BYTES = 1 << 20  # of a bank that are written down, and how often at most: at each doubling of the step
 
 Write = Callable[..., None]  # a kind of record, and its fields
@@ -99,8 +100,10 @@ class Looks:
         own = set(map(id, held(optimizer)))
         known = self.subject.parameters
         chosen = {n: one for n, one in known.items() if id(one) in own and one.grad is not None and one.numel() > 1}
-        self.sampled = {name: sample(one) for name, one in chosen.items()}
-        self.before = torch.cat(list(self.sampled.values())).float() if chosen else None
+        self.sampled = {
+            name: values for name, one in chosen.items() if len(values := sample(one))
+        }  # a shard may be empty
+        self.before = _joined(list(self.sampled.values())) if self.sampled else None
 
     def updates(self, step: int) -> None:
         """How far the step moved each part, as a share of its size, at a sample of its values."""
@@ -135,7 +138,36 @@ class Looks:
                 changed = sum(map(int, map(np.count_nonzero, pieces)))
                 self.write("rounding", step=step, changed=changed, sampled=sum(map(len, pieces)))
 
-        self.fetcher.copy([before, torch.cat(now).float()], arrived)
+        self.fetcher.copy([before, _joined(now)], arrived)
+
+    def moments(self, step: int) -> None:
+        """Adam's, of each part: the root of the mean square of a sample of the first, and of the mean of the second."""
+        if step % MOMENTS_EVERY:
+            return
+        held_here: dict[str, tuple[Tensor, Tensor]] = {}
+        for optimizer in self.subject.optimizers:
+            for name, parameter in self.subject.parameters_of(optimizer).items():
+                state = optimizer.state.get(parameter, {})
+                first, second = state.get("exp_avg"), state.get("exp_avg_sq")
+                if isinstance(first, Tensor) and isinstance(second, Tensor) and 1 < first.numel() == second.numel():
+                    pair = sample(first), sample(second)
+                    if len(pair[0]) and {type(one) for one in pair} == {Tensor}:  # else an empty shard, or quantised
+                        held_here[name] = pair
+        if not held_here:
+            return
+        ends = np.cumsum([len(first) for first, _ in held_here.values()])
+
+        def arrived(copies: list[Tensor]) -> None:
+            first, second = (copy.numpy() for copy in copies)
+            starts, counts = np.append(0, ends[:-1]), np.diff(ends, prepend=0)
+            sums = (np.add.reduceat(one, starts) for one in (np.square(first, dtype=np.float64), second))
+            parts: dict[str, Any] = {}  # the two sums, and how many values they are of
+            for name, *of_it in zip(held_here, *sums, counts, strict=True):
+                parts[part(name)] = parts.get(part(name), 0.0) + np.array(of_it, np.float64)
+            values = {name: [(a / n) ** 0.5, (max(b, 0.0) / n) ** 0.5] for name, (a, b, n) in parts.items()}
+            self.write("moments", step=step, values=values)
+
+        self.fetcher.copy([_joined(list(one)) for one in zip(*held_here.values(), strict=True)], arrived)
 
     def scalars(self, step: int) -> None:
         """Scales, pointers, flags and counters: parameters and buffers of one element, and plain numbers of modules."""
@@ -188,3 +220,8 @@ class Looks:
             self.write("rows", step=step, **about, data=data)
 
         self.fetcher.copy([bank.detach().float().contiguous()], arrived)
+
+
+def _joined(samples: list[Tensor]) -> Tensor:
+    """One after the other, (values,)."""
+    return torch.cat(list(together(samples))).float()

@@ -57,7 +57,7 @@ MAX_RANKS = 64  # beyond, the rest is left out: what is wrong between ranks show
 MAX_CHANGES, MAX_SITES, MAX_SERIES, MAX_POINTS = 1024, 256, 4096, 1 << 20
 KINDS = (
     *("start", "model", "arguments", "loss", "columns", "reach", "gradients", "updates", "rounding", "scalars", "rows"),
-    *("step", "end", "off", "reentrant", "saved", "digest", "begun", "state"),
+    *("step", "end", "off", "reentrant", "saved", "digest", "begun", "state", "moments"),
 )
 SCALARS_OF_SITE = ("anchors", "candidates", "loss", "null", "top1")
 NEWEST = 3  # of the snapshots of a bank that are kept, beside the first
@@ -320,6 +320,11 @@ class _Rank:
             self._add(f"update ratio/{part}", step, ratio)
         if digest:
             self.digests.setdefault("parameters", {})[int(step)] = str(digest)
+
+    def _moments(self, *, step: int, values: Mapping[str, Any]) -> None:
+        for part, (first, second) in values.items():
+            self._add(f"first moment/{part}", step, first)
+            self._add(f"second moment/{part}", step, second)
 
     def _rounding(self, *, step: int, changed: int, sampled: int) -> None:
         self.unchanged[int(step)] = 1 - int(changed) / int(sampled)

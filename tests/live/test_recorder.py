@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgclip_doctor.live.fetch import Fetcher
+from fgclip_doctor.live import looks as looking
+from fgclip_doctor.live import subject
+from fgclip_doctor.live.fetch import Fetcher, together
 from fgclip_doctor.live.looks import Looks
 from fgclip_doctor.live.recorder import Recorder, watching
 from fgclip_doctor.live.subject import Subject
@@ -164,6 +166,48 @@ def test_updates_are_read_however_an_optimizer_keeps_them(kept: object, updates:
     optimizer = torch.optim.AdamW(model.parameters())
     if kept is not None:
         optimizer.state[model.sharpness]["step"] = kept
-    subject = Subject([("", model)], [optimizer])
-    Looks(subject, Fetcher(), lambda kind, **fields: seen.append({kind: fields})).begin(optimizer)
+    Looks(Subject([("", model)], [optimizer]), Fetcher(), lambda kind, **fields: seen.append({kind: fields})).begin(
+        optimizer
+    )
     assert seen == [{"begun": {"updates": updates}}]
+
+
+def test_moments_are_those_of_adam_by_part(tmp_path: Path) -> None:
+    model = Pair()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with watching(model, optimizer, tmp_path):
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(torch.randn(4, 16), torch.randn(4, 16)).backward()
+            optimizer.step()
+    series = read(tmp_path).series
+    assert "first moment/unused" not in series
+    states = [optimizer.state[one] for one in (model.ear.weight, model.ear.bias)]
+    first, second = (torch.cat([of[name].reshape(-1) for of in states]) for name in ("exp_avg", "exp_avg_sq"))
+    assert series["first moment/ear"].steps.tolist() == [10]
+    assert series["first moment/ear"].values[0] == pytest.approx(first.square().mean().sqrt().item())
+    assert series["second moment/ear"].values[0] == pytest.approx(second.mean().sqrt().item())
+
+
+def test_a_part_of_which_a_rank_holds_nothing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]), list[dict[str, Any]]()
+    whole = subject.sample
+    monkeypatch.setattr(looking, "sample", lambda one: whole(one)[: 0 if one.shape == (4, 4) else None])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    looks = Looks(Subject([("", model)], [optimizer]), Fetcher(), lambda kind, **fields: seen.append({kind: fields}))
+    sum((one(torch.ones(4)).sum() for one in model), torch.zeros(())).backward()
+    looks.sample_before(optimizer)
+    before = model[1].bias.detach().clone()
+    optimizer.step()
+    looks.updates(10)
+    looks.moments(10)
+    [ratios] = [one["updates"]["ratios"] for one in seen if "updates" in one]
+    assert ratios["1"] == pytest.approx((model[1].bias - before).norm().item() / before.norm().item(), rel=1e-4)
+    [moments] = [one["moments"]["values"] for one in seen if "moments" in one]
+    assert moments["1"] == pytest.approx([0.1, 0.001**0.5], rel=1e-4)  # of a gradient of 1, once
+
+
+def test_values_of_several_devices_are_brought_to_an_accelerator() -> None:
+    here, there = torch.ones(2), torch.ones(2, device="meta")
+    assert {one.device.type for one in together([here, there])} == {"meta"}
+    assert together([here, here])[0] is here
