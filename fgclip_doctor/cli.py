@@ -318,7 +318,7 @@ def watch(
         )
         threshold = config.fail_on if fail_on is None else parse_fail_on(fail_on)
         subject = " ".join(words) if words else ", ".join(map(str, followed))
-        watcher = watching.Watcher(Follower(following.poll, judge), options, subject=subject)
+        watcher = watching.Watcher(Follower(following.poll, judge, following.until), options, subject=subject)
         if words:
             raise typer.Exit(watching.command(words, directory, watcher))
         report = watching.paths(watcher, once=once, over=following.ended)

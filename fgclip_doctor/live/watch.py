@@ -85,7 +85,7 @@ class Watcher:
             self._line(f"step {told.step}: {text.finding_line(told.finding)}")
             worst = self.options.stop_on
             if worst is not None and told.finding.severity.at_least(worst) and self.stop_after is None:
-                self.stop_after = told.step
+                self.stop_after = changes.step
         for told in changes.withdrawn:
             self._line(
                 f"step {changes.step}: withdrawn: {told.finding.code} {told.finding.where} (told at step {told.step})"

@@ -13,6 +13,7 @@ from fgclip_doctor.sources.recording import Reader
 
 MAX_ENTRIES = 20_000  # files whose sizes and times are compared
 MAX_DEPTH = 6
+MAX_AGAIN = 8 << 20  # bytes of a recording that are read again to see how it was at an earlier step
 
 State = tuple[str, int, int, int]
 
@@ -50,6 +51,20 @@ class Following:
             return None
         self.problem = ""
         return run
+
+    def until(self, step: int) -> Run | None:
+        """The run as it was after a step. None unless all of it is recordings, none of them long."""
+        readers: dict[Path, object] = {
+            path: Reader(path, until=step)
+            for path, one in self.readers.items()
+            if isinstance(one, Reader) and sum(one.offsets.values()) <= MAX_AGAIN
+        }
+        if readers.keys() != {*self.paths}:
+            return None
+        try:
+            return load(self.paths, self.base, self.facts, self.roles, readers=readers)
+        except Unreadable:
+            return None  # nothing of it was there yet
 
 
 def _states(paths: Sequence[Path]) -> Iterator[State]:

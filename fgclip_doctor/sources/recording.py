@@ -95,10 +95,14 @@ def _files(directory: Path) -> list[Path]:
 
 
 class Reader:
-    """Follows a recording: `poll` takes in what was appended, `run` is all of it so far."""
+    """Follows a recording: `poll` takes in what was appended, `run` is all of it so far.
 
-    def __init__(self, path: Path) -> None:
+    With `until`, it is as it was once every rank had done so many steps.
+    """
+
+    def __init__(self, path: Path, *, until: float = math.inf) -> None:
         self.path = path
+        self.until = until
         self.ranks: dict[int, _Rank] = {}
         self.offsets: dict[Path, int] = {}
         self.problems: list[str] = []
@@ -130,6 +134,8 @@ class Reader:
                             offset = size
                         break
                     for line in block[:end].splitlines():
+                        if self.ranks[rank].step >= self.until:
+                            return count
                         count += self.ranks[rank].take(line)
                     offset += end
                 self.offsets[file] = offset

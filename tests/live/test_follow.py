@@ -1,4 +1,4 @@
-"""A finding is told once, with the step at which it was sure, and withdrawn where later evidence clears it."""
+"""A finding is told once, with the step at which it was there first, and withdrawn where later evidence clears it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def told(*looks: Look) -> list[tuple[list[int], list[int]]]:
 
 
 def test_a_finding_is_told_once_and_when_it_was_there_twice() -> None:
-    assert told((5, "found"), (6, "found"), (7, "found")) == [([], []), ([6], []), ([], [])]
+    assert told((5, "found"), (6, "found"), (7, "found")) == [([], []), ([5], []), ([], [])]
 
 
 def test_what_is_there_once_alone_is_not_told() -> None:
@@ -52,4 +52,31 @@ def test_a_run_that_stands_still_confirms_what_was_found() -> None:
 
 def test_later_evidence_clears_a_finding_but_no_evidence_does_not() -> None:
     looks = ((5, "found"), (6, "found"), (7, "skipped"), (8, ""), (9, "found"), (10, "found"))
-    assert told(*looks) == [([], []), ([6], []), ([], []), ([], [6]), ([], []), ([10], [])]
+    assert told(*looks) == [([], []), ([5], []), ([], []), ([], [5]), ([], []), ([9], [])]
+
+
+def test_a_fast_run_is_dated_by_the_look_at_which_the_evidence_was_there() -> None:
+    def at(step: int) -> Run:
+        looked = [one for one in (1, 2, 3, 5, 10, 20, 40, 80, 160, 320, 640) if one <= step]
+        return Run("run", series={"watching/elapsed": series("watching/elapsed", [0.1] * len(looked), steps=looked)})
+
+    def judge(run: Run) -> Report:
+        found = int(run.series["watching/elapsed"].steps[-1]) >= 20
+        return Report(
+            subject="run",
+            detected={},
+            findings=(FOUND,) if found else (),
+            passed=(),
+            skipped=(),
+            crashed=(),
+            problems=(),
+        )
+
+    runs = [at(3), at(640)]
+    changes = Follower(lambda: runs.pop(0), judge, at)
+    assert changes.look() is not None
+    changes.not_before = 0.0
+    final = changes.look(last=True)
+    assert final is not None
+    assert [told.step for told in final.new] == [20]
+    assert final.step == 640

@@ -14,6 +14,7 @@ from fgclip_doctor.bank import banks, memory_bank
 from fgclip_doctor.recorded import Reach
 from fgclip_doctor.run import Missing, Run
 from fgclip_doctor.sources import load
+from fgclip_doctor.sources.following import Following
 from fgclip_doctor.sources.recording import NEWEST
 
 K, D = 12, 8
@@ -115,3 +116,15 @@ def test_ranks_are_told_by_their_hashes(tmp_path: Path) -> None:
     assert [rank.digests for rank in run.watched.ranks] == [
         {"bank.image_queue": {3: image}, "parameters": {1: "p"}} for image in ("abc", "xyz")
     ]
+
+
+def test_a_recording_that_is_followed_can_be_seen_as_it_was_at_a_step(tmp_path: Path) -> None:
+    steps = [{"kind": "step", "step": n, "lr": [0.1], "evaluating": {}, "gathers": [], "elapsed": n} for n in (5, 9)]
+    recorded(tmp_path, steps[0], pointer(9, 3), steps[1])
+    following = Following([tmp_path], base=None, facts={}, roles={})
+    assert following.until(5) is None  # nothing was read yet
+    assert (now := following.poll()) is not None
+    assert now.watched.step == 40
+    seen = [following.until(step) for step in (4, 5, 6, 9)]
+    assert [run.watched.step for run in seen if run is not None] == [5, 5, 9, 9]
+    assert ["bank.queue_ptr" in run.series for run in seen if run is not None] == [False, False, True, True]
