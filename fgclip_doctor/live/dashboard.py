@@ -117,8 +117,13 @@ def _loss_rows(run: Run, width: int) -> Iterator[tuple[str, ...]]:
 
 
 def _end_of(name: str, longest: int) -> str:
-    """The end tells lines of a program, and layers of a model, apart."""
+    """The end tells lines of a program apart."""
     return name if len(name) <= longest else f"…{name[1 - longest :]}"
+
+
+def _ends_of(name: str, longest: int) -> str:
+    """The beginning tells towers apart, the end their layers."""
+    return name if len(name) <= longest else name[: longest // 3] + _end_of(name, longest - longest // 3)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -190,7 +195,7 @@ def _gradients(run: Run | None, width: int) -> Table:
     for name, norm in islice(sorted(norms.items(), key=lambda item: -item[1]), 12):
         room = max(0, width - 34)
         bar = "█" * round(room * norm / largest) if math.isfinite(norm) and largest else ""
-        table.add_row(_end_of(inert(name), max(8, width - 13)), f"{norm:.1e} {bar}".rstrip())
+        table.add_row(_ends_of(inert(name), max(8, width - 14 - room)), f"{norm:.1e} {bar}".rstrip())
     whole = _last(run, "grad_norm")
     if whole is not None and not norms:
         table.add_row("all", f"{whole:.3g}")
