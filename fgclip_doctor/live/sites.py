@@ -152,7 +152,7 @@ def _softmax(xp: Any, index: Any, logits: Any, targets: Any, ignored: int) -> Se
     row = xp.log(xp.exp(logits - highest[:, None]).sum(1)) + highest
     counts = allowed.sum(1).clip(1)
     level = xp.where(allowed, logits, 0.0).sum(1) / counts
-    positive = xp.where(columns[:, None] == index[:candidates], logits, 0.0).sum(1)
+    positive = logits[index[:anchors], columns]
     hit = logits.argmax(1) == columns
     same, coarse = _twins(xp, logits, positive[:, None])
     of_each = xp.stack([counts, row - positive, row - level, hit, same])  # (5, anchors)
@@ -172,6 +172,8 @@ def _twins(xp: Any, logits: Any, positive: Any) -> tuple[Any, Any]:
     """
     exact = 4e-6 * xp.abs(positive).clip(1)  # of float32: two products of the same vectors, summed differently
     same = (xp.abs(logits - positive) <= exact).sum(1) > 1
+    if xp is np and not same.any():  # which of a GPU would be to wait for it
+        return same, np.False_
     usable = xp.isfinite(logits[:, 1:])
     equal = (logits[:, 1:] == logits[:, :-1]) & usable
     equal = equal & ~equal.all(0)  # a candidate that is there twice is so for every anchor
