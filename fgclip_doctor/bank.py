@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import log2, sqrt
+from math import inf, log2, sqrt
 from typing import TYPE_CHECKING, Any, Literal
 
 from fgclip_doctor import theory
@@ -120,6 +120,7 @@ class Bank:
     pointer: int | None
     full: bool | None
     enabled: bool | None  # the saved switch, not the configuration's wish
+    reached: int = 0  # the highest that the pointer was seen to stand, of a run that was recorded
 
     @property
     def size(self) -> int:
@@ -148,8 +149,10 @@ class Bank:
         """
         if self.full:
             return self.size
-        if self.pointer is None or (self.pointer == 0 and self.full is None):
+        if self.pointer is None:
             return None
+        if self.full is None:
+            return min(max(self.pointer, self.reached), self.size) or None
         return min(self.pointer, self.size)
 
     def rows(self, modality: str) -> NDArray[np.floating[Any]]:
@@ -294,6 +297,7 @@ def memory_bank(run: Run, checkpoint: Checkpoint | None = None) -> Bank:
         pointer=_count(run, "bank.pointer", checkpoint),
         full=_flag(run, "bank.full", checkpoint),
         enabled=_flag(run, "bank.enabled", checkpoint),
+        reached=_reached(run, checkpoint),
     )
     rows = _count(run, "bank.full", checkpoint)
     return replace(bank, full=rows >= bank.size) if rows is not None and rows > 1 else bank  # some count what is filled
@@ -521,6 +525,16 @@ def _count(run: Run, role: str, checkpoint: Checkpoint) -> int | None:
     tensor = checkpoint.tensors.get(run.roles.get(role, ""))
     value = tensor.item() if tensor is not None and tensor.size == 1 else -1.0
     return int(value) if value >= 0 and value == value // 1 else None
+
+
+def _reached(run: Run, checkpoint: Checkpoint) -> int:
+    """The highest that a recording has seen the pointer by then: a ring that has wrapped was filled at least so far."""
+    series = run.series.get(run.roles.get("bank.pointer", "")) if run.recording is not None else None
+    if series is None or checkpoint.step is None:
+        return 0
+    seen = series.values[series.steps <= checkpoint.step]
+    highest = float(seen.max()) if len(seen) else 0.0
+    return int(highest) if 0 < highest < inf else 0
 
 
 def _flag(run: Run, role: str, checkpoint: Checkpoint) -> bool | None:

@@ -55,6 +55,12 @@ def test_a_bank_is_read_where_its_rows_were_written(tmp_path: Path) -> None:
     assert run.checkpoint.step == 40
 
 
+def test_a_ring_that_has_wrapped_was_written_as_far_as_its_pointer_was_seen(tmp_path: Path) -> None:
+    """Alone, a pointer at 0 may be that of a bank that was never used."""
+    run = recorded(tmp_path, pointer(1, 0), *rows(1, 1.0), pointer(8, 9), pointer(16, 0), *rows(16, 2.0))
+    assert [bank.written for bank in banks(run)] == [None, 9]
+
+
 def test_rows_of_the_end_are_those_of_the_latest_checkpoint(tmp_path: Path) -> None:
     run = recorded(tmp_path, *rows(40, 1.0), pointer(40, 9), *rows(40, 2.0))
     assert memory_bank(run).checkpoint is run.checkpoint
