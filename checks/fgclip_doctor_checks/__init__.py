@@ -59,6 +59,7 @@ from fgclip_doctor_checks.ranks.gather_without_gradient import gather_without_gr
 from fgclip_doctor_checks.ranks.negatives_local import negatives_local
 from fgclip_doctor_checks.ranks.rank_labels_wrong import rank_labels_wrong
 from fgclip_doctor_checks.ranks.ranks_diverge import ranks_diverge
+from fgclip_doctor_checks.ranks.ranks_see_same_batch import ranks_see_same_batch
 from fgclip_doctor_checks.scales.logit_scale_above_cap import logit_scale_above_cap
 from fgclip_doctor_checks.scales.logit_scale_collapsing import logit_scale_collapsing
 from fgclip_doctor_checks.scales.logit_scale_frozen import logit_scale_frozen
@@ -148,4 +149,5 @@ CHECKS: tuple[Check, ...] = (
     ranks_diverge,
     rank_labels_wrong,
     negatives_local,
+    ranks_see_same_batch,
 )

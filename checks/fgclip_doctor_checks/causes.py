@@ -42,6 +42,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("FGD603", "FGD204", "a box of no area gives a zero row"),
     Cause("FGD506", "FGD204", "features that are no numbers leave rows that are none"),
     Cause("FGD602", "FGD206", "captions that repeat in the data repeat in the bank"),
+    Cause("FGD805", "FGD206", "what every rank is given joins the bank once for each"),
     Cause("FGD205", "FGD207", "rows that the ring never comes back to grow old", case="still"),
     Cause("FGD208", "FGD207", "a ring that only one rank's rows go round turns too slowly", case="still"),
     Cause("FGD209", "FGD207", "keys of an encoder that is never updated don't follow the trained one", case="moved"),

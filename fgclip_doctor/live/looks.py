@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from fgclip_doctor.live.subject import SCALARS, Subject, dtype, held, is_plain, 
 
 HALVES = (torch.bfloat16, torch.float16)
 MOMENTS_EVERY = 10  # steps, of those that are looked at
+INPUTS = 8  # tensors that the model is given, of which a hash is made
 ROWS_BYTES = 1 << 20  # of a bank that are written down, and how often at most: at each doubling of the step
 
 Write = Callable[..., None]  # a kind of record, and its fields
@@ -205,12 +208,18 @@ class Looks:
             if bank.numel() * 4 <= ROWS_BYTES:
                 self._rows(name, bank, step)
 
-    def _digest(self, name: str, bank: Tensor, step: int) -> None:
+    def inputs(self, step: int, given: object) -> None:
+        """What tells whether the model is given the same samples on several ranks."""
+        tensors = list(islice(_tensors_in(given), INPUTS))
+        if tensors:
+            self._digest("inputs", _joined([sample(one) for one in tensors]), step)
+
+    def _digest(self, name: str, values: Tensor, step: int) -> None:
         def arrived(copies: list[Tensor]) -> None:
             digest = hashlib.sha256(copies[0].numpy().tobytes()).hexdigest()[:16]
             self.write("digest", step=step, values={name: digest})
 
-        self.fetcher.copy([sample(bank).float()], arrived)
+        self.fetcher.copy([sample(values).float()], arrived)
 
     def _rows(self, name: str, bank: Tensor, step: int) -> None:
         about: dict[str, Any] = {"name": name, "shape": list(bank.shape), "dtype": dtype(bank)}
@@ -220,6 +229,23 @@ class Looks:
             self.write("rows", step=step, **about, data=data)
 
         self.fetcher.copy([bank.detach().float().contiguous()], arrived)
+
+
+def _tensors_in(given: object, depth: int = 3) -> Iterator[Tensor]:
+    """The plain tensors of arguments, and of the dictionaries, lists and dataclasses among them."""
+    if type(given) is Tensor:
+        if given.layout is torch.strided and given.numel():
+            yield given
+    elif depth:
+        inner: Iterable[object] = ()
+        if isinstance(given, Mapping):
+            inner = given.values()
+        elif isinstance(given, (list, tuple)):
+            inner = given
+        elif is_dataclass(given):
+            inner = (getattr(given, one.name, None) for one in fields(given))
+        for one in inner:
+            yield from _tensors_in(one, depth - 1)
 
 
 def _joined(samples: list[Tensor]) -> Tensor:

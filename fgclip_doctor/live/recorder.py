@@ -83,7 +83,7 @@ class Recorder:
         self.evaluating: dict[str, int] = {}
         self.gathers: dict[tuple[str, tuple[int, ...], bool, bool], int] = {}
         self.reentrant: set[str] = set()
-        self.modes_at = -1
+        self.modes_at = self.inputs_at = -1  # the steps at which they were last looked at
         self.saving = False  # whether something was saved since the last step
         self.dry_steps = int(os.environ.get(STEPS, "0"))
         self.pace = Pace(every, self.dry_steps or DENSE_STEPS)
@@ -216,7 +216,8 @@ class Recorder:
 
     def _around_call(self, original: Function) -> Function:
         """`__call__` of the model's class: counts the passes of the one model that is watched."""
-        hooks, is_compiling = self.hooks, torch.compiler.is_compiling
+        hooks, is_compiling, pace = self.hooks, torch.compiler.is_compiling, self.pace
+        see = hooks.guard(self._see_inputs)
 
         def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if is_compiling() or self.inside_forward or self.in_backward or hooks.off:  # the first lest we be traced
@@ -228,6 +229,8 @@ class Recorder:
                 counted = False
             if not counted:
                 return original(module, *args, **kwargs)
+            if pace.looking and torch.is_grad_enabled():
+                see((args, kwargs))
             if self.replay is not None and torch.is_grad_enabled():
                 args, kwargs = self._first_batch(self.replay, module, args, kwargs)
             self.inside_forward += 1
@@ -249,6 +252,13 @@ class Recorder:
         clocks["forwards" if learning else "evaluations"] += 1
         self.place = 0
         return True
+
+    def _see_inputs(self, given: object) -> None:
+        """Of several ranks: what the first forward of a step is given."""
+        step = self.clocks["steps"]
+        if self.looks is not None and self.inputs_at != step and rank_and_world()[1] > 1:
+            self.inputs_at = step
+            self.looks.inputs(step, given)
 
     def _first_batch(self, replay: dry.Replay, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:

@@ -496,14 +496,24 @@ class _Rank:
         place = max(int(np.searchsorted(column.steps, step, side="right")) - 1, 0)
         return column.values[place]
 
+    def _group_options(self, place: int) -> dict[str, Any]:
+        """As they were at the start; a rate that was 0 there, before a warmup set by hand, is the highest seen."""
+        rates = self.columns.get("learning_rate" if place == 0 else f"learning_rate/group {place}")
+        options = self.groups[place]
+        if rates is None or "initial_lr" in options or options.get("lr") != 0:
+            return options
+        return {**options, "lr": max(rates.values)}
+
     def _optimizer(self) -> Optimizer | None:
         held = [(name, group) for name, (_, _, _, group) in self.parameters.items() if group is not None]
         if not held:
             return None
         names = {index: (name,) for index, (name, _) in enumerate(held)}
         groups = tuple(
-            OptimizerGroup(place, tuple(i for i, (_, group) in enumerate(held) if group == place), options)
-            for place, options in enumerate(self.groups)
+            OptimizerGroup(
+                place, tuple(i for i, (_, group) in enumerate(held) if group == place), self._group_options(place)
+            )
+            for place in range(len(self.groups))
         )
         states = {
             i: ParameterState(i, self.seen_at) for i, (name, _) in enumerate(held) if self._gradient(name) != "none"

@@ -57,11 +57,13 @@ def test_a_script_with_the_trainer_of_transformers(fault: str, codes: set[str], 
     assert found([*TRAINER, "run", fault], tmp_path) == codes
 
 
-@pytest.mark.parametrize(("fault", "codes"), [("", set()), ("own_queues", {"FGD208", "FGD804"})])
+@pytest.mark.parametrize(
+    ("fault", "codes"), [("", set()), ("own_queues", {"FGD208", "FGD804"}), ("same_pairs", {"FGD805", "FGD206"})]
+)
 def test_two_ranks(fault: str, codes: set[str], tmp_path: Path) -> None:
     told = found([*RANKS, "--fault", fault, "--accumulation-steps", "2"], tmp_path)
     assert told <= codes
-    assert ("FGD208" in told) == bool(fault)
+    assert [code in told for code in ("FGD208", "FGD805")] == [fault == "own_queues", fault == "same_pairs"]
 
 
 @pytest.mark.parametrize(

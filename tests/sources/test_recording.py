@@ -134,3 +134,14 @@ def test_a_recording_that_is_followed_can_be_seen_as_it_was_at_a_step(tmp_path: 
     seen = [following.until(step) for step in (4, 5, 6, 9)]
     assert [run.watched.step for run in seen if run is not None] == [5, 5, 9, 9]
     assert ["bank.queue_ptr" in run.series for run in seen if run is not None] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("start", "known"), [({"lr": 0.0}, 1e-3), ({"lr": 2e-3}, 2e-3), ({"lr": 0.0, "initial_lr": 3.0}, 3.0)]
+)
+def test_a_rate_of_0_before_a_warmup_that_is_set_by_hand_is_no_frozen_group(
+    start: dict[str, float], known: float, tmp_path: Path
+) -> None:
+    model = {"kind": "model", "step": 0, "parameters": [HEAD], "buffers": [], "groups": [start]}
+    run = recorded(tmp_path, model, pointer(1, 0))
+    assert run.optimizer.groups[0].initial_lr == known

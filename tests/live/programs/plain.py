@@ -3,7 +3,7 @@
     python plain.py [--fault queue_off|detached|warmup_clock|eval_mode] [--out FILE]
 
 `--out` takes every loss and the final weights. Under torchrun, each rank trains on its own pairs; with the fault
-`own_queues` each fills its queue with what it alone has seen.
+`own_queues` each fills its queue with what it alone has seen, with `same_pairs` all train on the pairs of the first.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = Matcher(options)
     mixing = torch.randn(2, SIZE, SIZE)
-    torch.manual_seed(1 + rank)
+    torch.manual_seed(1 + (rank if options.fault != "same_pairs" else 0))
     model.train(options.fault != "eval_mode")
     called = DistributedDataParallel(model, forward_sync_buffers=False) if ranks > 1 else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
