@@ -133,6 +133,9 @@ class Rank:
     gathers: tuple[Gather, ...] = ()
     clocks: Mapping[str, int] = field(default_factory=dict)  # forwards, steps, scheduler_steps, zero_grads, skipped
     evaluating: Mapping[str, int] = field(default_factory=dict)  # modules in eval mode under gradients: forwards so
+    evaluating_since: Mapping[str, tuple[int, int]] = field(  # of those that still are: the step, and looks since
+        default_factory=dict
+    )
     reentrant: tuple[str, ...] = ()  # modules run under reentrant checkpointing with no input that needs a gradient
     digests: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # "parameters", role of a bank: step to hash
     optimizers: tuple[str, ...] = ()  # the names of their classes

@@ -27,7 +27,7 @@ from fgclip_doctor.live.fetch import Fetcher
 MAX_SITES = 64
 MAX_CANDIDATES = 1 << 20  # columns; a wider matrix of logits is no contrastive one
 FEW = 1 << 14  # logits that numpy measures, at a fifth of what torch's forty small operations cost
-LOWEST = float(torch.finfo(torch.float32).min) / 2  # a logit below it is masked out
+LOWEST = -5e3  # a logit below it is masked out: the mildest of the customary masks adds -1e4, and scales end at 1,000
 MEASURED = ("anchors", "candidates", "loss", "null", "top1", "twins", "first", "last", "lowest", "highest")
 MAX_STEPS = 16  # from the product of features back to where they were gathered
 MAX_NODES = 256  # of an autograd graph, that are looked at behind one matrix of logits
@@ -174,7 +174,7 @@ def _twins(xp: Any, logits: Any, positive: Any) -> tuple[Any, Any]:
     same = (xp.abs(logits - positive) <= exact).sum(1) > 1
     if xp is np and not same.any():  # which of a GPU would be to wait for it
         return same, np.False_
-    usable = xp.isfinite(logits[:, 1:])
+    usable = logits[:, 1:] > LOWEST
     equal = (logits[:, 1:] == logits[:, :-1]) & usable
     equal = equal & ~equal.all(0)  # a candidate that is there twice is so for every anchor
     return same, equal.sum() > 1e-4 * usable.sum()

@@ -233,6 +233,7 @@ class _Rank:
     columns: dict[str, _Column] = field(default_factory=dict)
     clocks: dict[str, int] = field(default_factory=dict)
     evaluating: dict[str, int] = field(default_factory=dict)
+    evaluating_since: dict[str, tuple[int, int]] = field(default_factory=dict)
     gathers: tuple[Gather, ...] = ()
     reentrant: list[str] = field(default_factory=list)
     digests: dict[str, dict[int, str]] = field(default_factory=dict)
@@ -358,6 +359,8 @@ class _Rank:
             self._add("learning_rate" if group == 0 else f"learning_rate/group {group}", step, rate)
         for name, count in evaluating.items():
             self.evaluating[str(name)] = self.evaluating.get(str(name), 0) + int(count)
+        so_far = {str(name): self.evaluating_since.get(str(name), (self.seen_at, 0)) for name in evaluating}
+        self.evaluating_since = {name: (since, looks + 1) for name, (since, looks) in so_far.items()}
         self.gathers = tuple(
             Gather(str(name), _shape(shape), bool(needs), bool(carries), int(calls))
             for name, shape, needs, carries, calls in gathers
@@ -415,6 +418,7 @@ class _Rank:
             gathers=self.gathers,
             clocks=self.clocks | {"forwards": self.clocks.get("backwards", 0)} if self.in_parts else self.clocks,
             evaluating=self.evaluating,
+            evaluating_since=self.evaluating_since,
             reentrant=tuple(self.reentrant),
             digests=self.digests,
             optimizers=self.optimizers,

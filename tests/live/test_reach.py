@@ -127,3 +127,11 @@ def test_many_logits_are_measured_as_few_are(
 @pytest.mark.parametrize("targets", [torch.eye(4, 16), torch.rand(4), None])
 def test_targets_that_are_no_indices_are_left_alone(targets: Tensor | None) -> None:
     assert not measure(Call("loss.py:1", "softmax", IMAGES @ BANK.T, targets, -100), Fetcher(), print)
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e9, -65504.0, float(torch.finfo(torch.float32).min)])
+def test_what_is_masked_is_no_candidate_whatever_it_is_masked_with(mask: float) -> None:
+    filled = MASKED.masked_fill(MASKED.isinf(), mask)
+    assert measured(filled, torch.arange(1, 7)) == pytest.approx(measured(MASKED, torch.arange(1, 7)), rel=1e-6)
+    added = torch.where(MASKED.isinf(), mask + 20 * torch.randn(6, 9), MASKED)
+    assert measured(added, torch.arange(1, 7))["null"] == pytest.approx(measured(MASKED, torch.arange(1, 7))["null"])

@@ -1,6 +1,6 @@
 """FGD110."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, bank, check
 from fgclip_doctor.parts import planned_frozen
@@ -10,14 +10,15 @@ ROOT = "the model"  # as a recording calls what has no name of its own
 
 
 @check("FGD110", "eval-mode-in-training", Severity.WARNING)
-def eval_mode_in_training(run: Run, *, share: float = 0.5) -> Iterator[Finding]:
+def eval_mode_in_training(run: Run, *, share: float = 0.5, looks: int = 3) -> Iterator[Finding]:
     """The model, or a part of it that is trained, is in evaluation mode during the training.
 
     Why: from_pretrained returns a model in evaluation mode, and an evaluation may leave it there. Dropout is off, and
     code that asks for self.training, as that of memory banks does, never runs.
-    Evidence: a recording, which saw the modes: of a module in evaluation mode in `share` of the steps, the outermost
-    one. From a checkpoint only where the model counts its own forwards, as it does in training mode: a count of 0 after
-    steps with a memory bank that is configured. Dropout and batch norms leave no trace that would tell.
+    Evidence: a recording, which saw the modes: of a module in evaluation mode in `share` of the steps that were looked
+    at, or in each of the last `looks` of them, the outermost one. From a checkpoint only where the model counts its own
+    forwards, as it does in training mode: a count of 0 after steps with a memory bank that is configured. Dropout and
+    batch norms leave no trace that would tell.
     Benign: a tower that is frozen; norms, which are often kept in evaluation mode on purpose; an evaluation in between.
     Fix: call model.train() before the loop, and after every evaluation.
     Sources: transformers, PreTrainedModel.from_pretrained ("set in evaluation mode by default"); torch.nn.Module.train.
@@ -27,14 +28,15 @@ def eval_mode_in_training(run: Run, *, share: float = 0.5) -> Iterator[Finding]:
         return
     rank = run.watched.first
     logged = run.series.get("learning_rate")
-    looks = len(logged.steps) if logged is not None else max(rank.evaluating.values(), default=0)
-    often = {name: count for name, count in rank.evaluating.items() if count >= share * looks and count}
+    looked = len(logged.steps) if logged is not None else max(rank.evaluating.values(), default=0)
+    often = {name for name, count in rank.evaluating.items() if count >= share * looked and count}
+    often |= {name for name, (_, count) in rank.evaluating_since.items() if count >= looks}
     for name in sorted(often):
         if any(name != other and (other == ROOT or name.startswith(f"{other}.")) for other in often):
             continue
         inside = _trained(run, rank, name)
         if inside:
-            yield _finding(run, rank, name, inside, often, looks)
+            yield _finding(run, rank, name, inside, looked)
 
 
 def _trained(run: Run, rank: Rank, module: str) -> list[str]:
@@ -50,17 +52,20 @@ def _trained(run: Run, rank: Rank, module: str) -> list[str]:
     return [one.name for one in inside] if any(len(one.shape) > 1 for one in inside) else []
 
 
-def _finding(run: Run, rank: Rank, name: str, inside: list[str], often: Mapping[str, int], looks: int) -> Finding:
+def _finding(run: Run, rank: Rank, name: str, inside: list[str], looked: int) -> Finding:
+    count = rank.evaluating[name]
+    since, lately = rank.evaluating_since.get(name, (0, 0))
+    left = f" (at all {lately} since step {since})" if 0 < lately < looked else ""
     return Finding(
-        message=f"In {often[name]} of {looks} steps that were looked at, {name} was in evaluation mode, while its "
+        message=f"In {count} of {looked} steps that were looked at{left}, {name} was in evaluation mode, while its "
         f"{len(inside)} parameters were trained.",
         where=name,
         evidence=(
             Evidence(
                 name="steps in evaluation mode",
-                value=often[name],
+                value=count,
                 expected=0,
-                why=f"of {looks} that were looked at, with gradients on",
+                why=f"of {looked} that were looked at, with gradients on",
                 source=rank.path,
                 step=run.step,
             ),

@@ -13,10 +13,17 @@ from tests.runs import checkpoint, parameter, run, series, tensor, watched
 WEIGHT, BIAS = "vision_model.encoder.layers.0.mlp.fc1.weight", "vision_model.encoder.layers.0.norm.bias"
 
 
-def seen(evaluating: dict[str, int], *, trainable: bool = True, plan: Plan | None = None, looks: int = 20) -> Run:
+def seen(
+    evaluating: dict[str, int],
+    *,
+    trainable: bool = True,
+    plan: Plan | None = None,
+    looks: int = 20,
+    since: dict[str, tuple[int, int]] | None = None,
+) -> Run:
     parameters = [parameter(WEIGHT, trainable=trainable), parameter(BIAS, trainable=trainable, shape=(8,))]
     head = parameter("visual_projection.weight")
-    made = watched(*parameters, head, roles={}, evaluating=evaluating, plan=plan)
+    made = watched(*parameters, head, roles={}, evaluating=evaluating, plan=plan, evaluating_since=since or {})
     made.series["learning_rate"] = series("learning_rate", [1e-4] * looks)
     return made
 
@@ -34,9 +41,16 @@ def test_the_outermost_module_is_named(evaluating: dict[str, int], where: str) -
     assert finding.where == where
 
 
+def test_a_model_that_an_evaluation_left_in_evaluation_mode_is_named_though_most_looks_were_before() -> None:
+    [finding] = eval_mode_in_training(seen({"vision_model": 3}, since={"vision_model": (30, 3)}))
+    assert "In 3 of 20 steps that were looked at (at all 3 since step 30)" in finding.message
+
+
 @pytest.mark.parametrize(
     "quiet",
     [
+        seen({"vision_model": 2}, since={"vision_model": (40, 2)}),
+        seen({"vision_model": 9}, since={}),
         seen({}),
         seen({"vision_model": 9}),
         seen({"vision_model": 20}, trainable=False),
@@ -44,7 +58,16 @@ def test_the_outermost_module_is_named(evaluating: dict[str, int], where: str) -
         seen({"vision_model": 20}, plan=Plan(frozen=("vision_model.*",))),
         seen({"vision_model.dropout": 20}),
     ],
-    ids=["training mode", "in fewer than half", "frozen", "a norm", "as planned", "nothing is trained in it"],
+    ids=[
+        "in two looks",
+        "again in training mode",
+        "training mode",
+        "in fewer than half",
+        "frozen",
+        "a norm",
+        "as planned",
+        "nothing is trained in it",
+    ],
 )
 def test_quiet(quiet: Run) -> None:
     assert not list(eval_mode_in_training(quiet))
