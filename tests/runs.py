@@ -185,7 +185,7 @@ def parameter(
 ) -> Parameter:
     """A parameter as it was seen while the run went on."""
     held = group if trainable else None
-    return Parameter(name, shape, "float32", trainable, held, gradient if held is not None else "none")
+    return Parameter(name, shape, "float32", trainable, held, gradient if trainable else "none")
 
 
 def watched(

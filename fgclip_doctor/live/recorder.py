@@ -480,9 +480,10 @@ class Recorder:
         if subject is None or not any(one is optimizer for one in subject.optimizers):
             return False
         self.beside_first += 1
-        if self.beside_first <= 2 * len(subject.optimizers):
+        if self.beside_first <= 2 * len(subject.optimizers) and not subject.idle:
             return False
         subject.count_steps_of(optimizer)
+        self.pace.begin(self.clocks["steps"])
         return True
 
     def _look(self) -> None:
@@ -601,6 +602,11 @@ class Pace:
         self.looking = True  # whether the step under way is looked at
         self.next = 1  # that step, or the next one that is
         self.looked = (0, time.perf_counter(), 0.0)  # the last: its step, when it ended, what had been spent by then
+        self.begun = 0  # the steps before the stage of the training that is under way
+
+    def begin(self, step: int) -> None:
+        """Another stage begins after so many steps, and its first ones are looked at like those of a run."""
+        self.begun, self.next, self.looking = step, step + 1, True
 
     def stepped(self, step: int, spent: float) -> None:
         """A step was made and looked at; `spent` is what watching has cost so far, in seconds."""
@@ -609,10 +615,11 @@ class Pace:
         self.looked = step, now, spent
         cost = spent - before
         alone = max(now - ended - cost, 1e-9) / max(step - last, 1)  # seconds of a step without us
-        affordable = cost / (BUDGET * alone) if step >= EARLY_STEPS else 0.0
-        wanted = max(1.0, affordable / self.every, step / (LONG_RUN * self.every))
-        every = self.every << ceil(log2(wanted)) if step >= OFTEN else max(1, self.every // 2)
-        self.next = step + 1 if step < self.dense else (step // every + 1) * every
+        since = step - self.begun
+        affordable = cost / (BUDGET * alone) if since >= EARLY_STEPS else 0.0
+        wanted = max(1.0, affordable / self.every, since / (LONG_RUN * self.every))
+        every = self.every << ceil(log2(wanted)) if since >= OFTEN else max(1, self.every // 2)
+        self.next = step + 1 if since < self.dense else (step // every + 1) * every
         self.looking = step + 1 >= self.next
 
 

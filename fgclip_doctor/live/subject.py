@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from inspect import CO_OPTIMIZED
 from types import FrameType
 
 import torch
@@ -64,9 +65,10 @@ class Subject:
         return _there(self.inside)
 
     def models(self) -> Iterator[tuple[str, nn.Module]]:
-        """Each model without what wraps it, and what its names begin with."""
+        """Each model that is still there without what wraps it, and what its names begin with."""
         for prefix, reference in self._models:
-            yield prefix, unwrapped(_there(reference))
+            if (model := reference()) is not None:
+                yield prefix, unwrapped(model)
 
     @property
     def gone(self) -> bool:
@@ -85,6 +87,11 @@ class Subject:
         if not any(one is optimizer for one in self.optimizers):
             self._optimizers.append(weakref.ref(optimizer))
             self.several = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether the optimizer whose steps are counted is no more: its stage of the training is over."""
+        return self._optimizers[0]() is None
 
     def count_steps_of(self, optimizer: Optimizer) -> None:
         self._optimizers.sort(key=lambda reference: reference() is not optimizer)
@@ -106,11 +113,12 @@ class Subject:
         }
 
     def walk(self) -> None:
-        """Find the modules anew: some may have joined."""
+        """Find the modules anew: some may have joined, and what was beside the first model may be gone."""
         self._modules = [
             (clean(f"{prefix}{name}").removesuffix("."), weakref.ref(module))
             for prefix, reference in self._models
-            for name, module in _there(reference).named_modules()
+            if (model := reference()) is not None
+            for name, module in model.named_modules()
         ]
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
@@ -182,8 +190,7 @@ def found_for(optimizers: Sequence[Optimizer], frame: FrameType | None) -> Subje
             missing = {key: one for key, one in missing.items() if key not in own}
     if not chosen:
         return None
-    named = len(chosen) > 1 or missing  # else the frame's variables, which it would keep alive, aren't asked for
-    variables = {id(value): name for scope in _scopes(frame if named else None) for name, value in scope.items()}
+    variables = _variables(frame) if frame is not None and (len(chosen) > 1 or missing) else {}
     models = [("" if len(chosen) == 1 else f"{variables.get(id(root), type(root).__name__)}.", root) for root in chosen]
     own = {id(one) for root in chosen for one in root.parameters()}
     involved = [one for one in ordered if not own.isdisjoint(map(id, held(one)))]
@@ -191,9 +198,13 @@ def found_for(optimizers: Sequence[Optimizer], frame: FrameType | None) -> Subje
     return Subject(models, involved, beside)
 
 
-def _scopes(frame: FrameType | None) -> list[Mapping[str, object]]:
-    """The variables of a frame, the nearest ones last."""
-    return [frame.f_globals, frame.f_locals] if frame is not None else []
+def _variables(frame: FrameType) -> dict[int, str]:
+    """The names of a frame's variables, by what they stand for."""
+    local = frame.f_locals
+    found = {id(value): name for scope in (frame.f_globals, local) for name, value in scope.items()}
+    if frame.f_code.co_flags & CO_OPTIMIZED and isinstance(local, dict):
+        local.clear()  # a function's is a copy, which its frame keeps, and all that was a variable with it
+    return found
 
 
 def roots_of(optimizer: Optimizer) -> list[nn.Module]:

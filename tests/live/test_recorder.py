@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,31 @@ def test_values_of_several_devices_are_brought_to_an_accelerator() -> None:
     here, there = torch.ones(2), torch.ones(2, device="meta")
     assert {one.device.type for one in together([here, there])} == {"meta"}
     assert together([here, here])[0] is here
+
+
+def test_a_second_stage_with_an_optimizer_of_its_own_is_looked_at_like_a_run(tmp_path: Path) -> None:
+    """A probe that trained a tower first is gone then, and the heads join."""
+    recorder = Recorder(tmp_path)
+    recorder.start()
+    model, probe = Pair(), nn.Linear(8, 4)
+    optimizer = torch.optim.Adam([*model.eye.parameters(), *probe.parameters()])
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.cross_entropy(probe(model.eye(torch.randn(6, 16))), torch.randint(0, 4, (6,))).backward()
+        optimizer.step()
+    first = {name for name, one in read(tmp_path).watched.first.parameters.items() if one.group is not None}
+    del optimizer, probe
+    gc.collect()  # now and not at some later step, for the numbers below
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(torch.randn(4, 16), torch.randn(4, 16)).backward()
+        optimizer.step()
+    recorder.stop(0)
+    run = read(tmp_path)
+    held = {name for name, one in run.watched.first.parameters.items() if one.group is not None}
+    assert not run.problems
+    assert ("model.ear.weight" in first, "model.ear.weight" in held) == (False, True)
+    steps = run.series["learning_rate"].steps.tolist()
+    assert steps == [1, 2, 3, 5, 10, 15, 20, 30, 31, 32, 33, 35, 40]
+    assert run.watched.step == 42

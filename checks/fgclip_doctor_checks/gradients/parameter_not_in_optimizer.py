@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.parts import frozen, named, planned_frozen, scales, trained
+from fgclip_doctor.parts import frozen, named, planned_frozen, recorded, scales, trained
 from fgclip_doctor.run import Optimizer
 
 
@@ -15,7 +15,7 @@ def parameter_not_in_optimizer(run: Run) -> Iterator[Finding]:
     drops, get gradients that nobody applies. A checkpoint can't tell that from requires_grad being off (FGD101).
     Evidence: the parameter groups of the saved optimizer, matched with the weights by order and shape. Of parameters
     with equal shapes it may only be known that one of them is missing. A recording names the parameters and tells
-    what is frozen, which is FGD101 then.
+    what is frozen, which is FGD101 then, and what gets no gradient either, as no loss of this stage uses it.
     Benign: what was declared to be frozen; a tower that is frozen with its head (LiT), everything frozen but adapters
     (LoRA), and scales that are all left out (a fixed temperature) are choices.
     Fix: build the optimizer from all that should learn, the loss's own parameters included, after the last module is
@@ -31,7 +31,11 @@ def parameter_not_in_optimizer(run: Run) -> Iterator[Finding]:
     expected = {role for role in heads if trained(run, role)}
     if held & set(temperatures) and held & set(heads):
         expected |= set(temperatures)
-    meant = {role for role in parts if planned_frozen(run, parts[role].name) or frozen(run, parts[role].name)}
+    meant = {
+        role
+        for role, tensor in parts.items()
+        if planned_frozen(run, tensor.name) or frozen(run, tensor.name) or _unused(run, tensor.name)
+    }
     expected -= meant
     seen = "" if run.recording else ": frozen, or left out"
     source, groups = str(optimizer.source), f"{len(optimizer.indices)} parameters in {len(optimizer.groups)} groups"
@@ -56,6 +60,11 @@ def parameter_not_in_optimizer(run: Run) -> Iterator[Finding]:
                     Evidence(name="of these in groups", value=slots, expected=len(tied), why=groups, source=source),
                 ),
             )
+
+
+def _unused(run: Run, name: str) -> bool:
+    seen = recorded(run, name)
+    return seen is not None and seen.gradient == "none"
 
 
 def _tied(optimizer: Optimizer) -> list[set[str]]:

@@ -120,7 +120,10 @@ def _jump(series: Series, plainest: Series, times: float, records: int) -> Findi
         return None
     moves = np.abs(np.diff(values))
     usual = max(float(np.percentile(moves, 90)), series.resolution or 0.0, 1e-6)
+    moved = np.flatnonzero(moves > 1e-6)  # a scale that never has can lose nothing: its stage of the run begins
     for at in np.flatnonzero(moves > times * usual).tolist():
+        if at == moved[0]:
+            continue
         reference = float(np.interp(steps[at + 1], others, level))
         places = {"the global scale": reference, **STARTS}
         near = next((what for what, value in places.items() if abs(values[at + 1] - value) <= 2 * usual), None)

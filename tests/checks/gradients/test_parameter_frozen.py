@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fgclip_doctor import Missing, Run
@@ -42,6 +44,18 @@ def test_a_trainable_head_in_no_group_is_another_fault() -> None:
     assert not list(parameter_frozen(left_out))
     [finding] = parameter_not_in_optimizer(left_out)
     assert "frozen" not in finding.message
+
+
+def test_a_head_that_no_loss_uses_is_left_out_of_this_stage() -> None:
+    """As where a tower is trained with a probe first, and the heads come later."""
+    unused = seen(left_out="roi_projection.weight")
+    rank = unused.watched.first
+    parameters = {
+        **rank.parameters,
+        "roi_projection.weight": parameter("roi_projection.weight", group=None, gradient="none"),
+    }
+    unused.recording = replace(unused.watched, ranks=(replace(rank, parameters=parameters),))
+    assert not list(parameter_not_in_optimizer(unused))
 
 
 @pytest.mark.parametrize(
