@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fgclip_doctor.live.fetch import Fetcher, together
-from fgclip_doctor.live.subject import SCALARS, Subject, dtype, held, is_plain, local, part, rank_and_world, sample
+from fgclip_doctor.live.subject import (
+    SCALARS,
+    Subject,
+    dtype,
+    groups_of,
+    held,
+    is_plain,
+    local,
+    part,
+    rank_and_world,
+    sample,
+    whole,
+)
 
 HALVES = (torch.bfloat16, torch.float16)
 MOMENTS_EVERY = 10  # steps, of those that are looked at
@@ -34,6 +47,8 @@ class Looks:
         self.write = write
         self.sampled: dict[str, Tensor] = {}  # before the step, values of each parameter: a view where it can be one
         self.before: Tensor | None = None  # a copy of them, one after the other
+        self.heard: dict[str, Tensor] = {}  # the norm of each gradient of the step under way
+        self.listening: list[Any] = []
         self.next_walk = 1  # modules that join are looked for at each doubling of the step
         self.next_rows = 1
         self.rows_at = -1
@@ -47,7 +62,8 @@ class Looks:
             self.subject.walk()
         optimizers = self.subject.optimizers
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        place = {id(one): index for index, group in enumerate(groups) for one in group["params"]}
+        members = [group for optimizer in optimizers for group in groups_of(optimizer)]
+        place = {id(one): index for index, group in enumerate(members) for one in group}
         named, buffers = self.subject.parameters, list(self.subject.buffers())
         structure = (
             [(id(one), one.requires_grad, one.dtype, place.get(id(one))) for one in named.values()],
@@ -59,14 +75,14 @@ class Looks:
             self.write(
                 "model",
                 step=step,
-                parameters=[[n, list(p.shape), dtype(p), p.requires_grad, place.get(id(p))] for n, p in named.items()],
+                parameters=[[n, list(whole(p)), dtype(p), p.requires_grad, place.get(id(p))] for n, p in named.items()],
                 buffers=[[name, list(one.shape), dtype(one)] for name, one in buffers],
                 groups=options,
             )
 
     def begin(self, optimizer: Optimizer) -> None:
         """How many updates Adam has applied before the first step that is recorded: of a run that is resumed, some."""
-        if "betas" not in optimizer.defaults:
+        if "betas" not in optimizer.defaults or self.subject.masters:  # which a wrapper may have stepped once
             return
         counts = [of["step"] for of in optimizer.state.values() if isinstance(of, dict) and "step" in of]
         waiting = [one for one in counts if isinstance(one, Tensor)]
@@ -79,27 +95,58 @@ class Looks:
     def gradients(self, optimizer: Optimizer, step: int, *, early: bool) -> None:
         """Of what an optimizer is about to update. `early`: those without any are named, too."""
         subject = self.subject
+        if subject.masters:
+            self._reached(step, self.heard, norms=False, early=early)
+            self.deafen()
+            return
         parameters = subject.parameters_of(optimizer)
         held_here = [(n, local(p.grad)) for n, p in parameters.items() if p.grad is not None]
         named = [(name, gradient) for name, gradient in held_here if gradient.numel()]  # a shard may be empty
         if not named:
             return
-        names = [name for name, _ in named]
-        newly = subject.unreached.intersection(names)
+        norms = torch._foreach_norm([gradient for _, gradient in named])
+        self._reached(step, dict(zip((name for name, _ in named), norms, strict=True)), norms=True, early=early)
+
+    def _reached(self, step: int, sizes: Mapping[str, Tensor], *, norms: bool, early: bool) -> None:
+        """`sizes`: the norm of each gradient. Their sums by part are written if they are those of the update."""
+        names, newly = list(sizes), self.subject.unreached.intersection(sizes)
 
         def arrived(values: list[float]) -> None:
             squares: dict[str, float] = {}
             for name, value in zip(names, values, strict=True):
                 squares[part(name)] = squares.get(part(name), 0.0) + value * value
             reached = [name for name, value in zip(names, values, strict=True) if name in newly and value != 0]
-            subject.unreached.difference_update(reached)
-            norms = {name: square**0.5 for name, square in squares.items()}
+            self.subject.unreached.difference_update(reached)
+            by_part = {name: square**0.5 for name, square in squares.items()} if norms else {}
             zero = sorted(newly.difference(reached)) if early else []
-            self.write("gradients", step=step, norms=norms, reached=reached, zero=zero)
+            self.write("gradients", step=step, norms=by_part, reached=reached, zero=zero)
 
-        self.fetcher.take(torch._foreach_norm([gradient for _, gradient in named]), arrived)
+        self.fetcher.take(list(sizes.values()), arrived)
+
+    def listen(self, guard: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+        """Where masters are updated, gradients are taken away before the step: hear of them as they are computed.
+
+        They are those of one rank and one backward pass, scaled as the loss was: they tell who has one, and no more.
+        """
+        if self.subject.masters and not self.listening:
+            hear = guard(self._hear)
+            for name, one in self.subject.parameters.items():
+                if one.requires_grad:
+                    self.listening.append(one.register_hook(partial(hear, name)))  # type: ignore[no-untyped-call]
+
+    def _hear(self, name: str, gradient: Tensor) -> None:
+        size = local(gradient).float().norm()
+        known = self.heard.get(name)
+        self.heard[name] = size if known is None else torch.maximum(known, size)
+
+    def deafen(self) -> None:
+        for handle in self.listening:
+            handle.remove()
+        self.listening, self.heard = [], {}
 
     def sample_before(self, optimizer: Optimizer) -> None:
+        if self.subject.masters:  # they are written back to the model after the step
+            return
         own = set(map(id, held(optimizer)))
         known = self.subject.parameters
         chosen = {n: one for n, one in known.items() if id(one) in own and one.grad is not None and one.numel() > 1}

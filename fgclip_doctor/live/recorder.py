@@ -35,7 +35,9 @@ from fgclip_doctor.live.subject import (
     SCALARS,
     Subject,
     found_for,
+    holds_masters,
     rank_and_world,
+    remember,
     roots_of,
     stepping,
     unwrapped,
@@ -74,6 +76,7 @@ class Recorder:
         self.inside_forward = 0
         self.inside_scheduler = 0
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.stepped_after = 0  # backward passes, at the last step that was counted
         self.beside_first = 0  # steps of other optimizers since one of the first
         self.calls: dict[str, int] = {}  # of each site since the last step
         self.course: list[tuple[torch.Size, str]] = []  # of a forward: the shape of each loss's logits, and its site
@@ -194,6 +197,8 @@ class Recorder:
         step = self.clocks["steps"]
         if self.subject is not None and self.pace.looking and self.modes_at != step:  # once a step
             self.modes_at = step
+            if self.looks is not None:
+                self.looks.listen(self.hooks.guard)
             for name, module in self.subject.modules():
                 if not module.training:
                     self.evaluating[name or "the model"] = self.evaluating.get(name or "the model", 0) + 1
@@ -283,6 +288,7 @@ class Recorder:
     def _prepare(self, optimizer: Optimizer) -> None:
         """Count the passes of whatever may turn out to be the model, from the first one on."""
         self.optimizers.add(optimizer)
+        remember(optimizer)
         for module in roots_of(optimizer):
             for one in (unwrapped(module), module):
                 self._hook_class(type(one))
@@ -327,6 +333,7 @@ class Recorder:
         self.journal = Journal(self.directory, rank)
         self.subject = subject
         self.looks = Looks(subject, self.fetcher, self._write)
+        self.hooks.undo.append(self.looks.deafen)
         self._write(
             "start",
             version=VERSION,
@@ -433,7 +440,7 @@ class Recorder:
             if is_traced():
                 return
             subject = self.subject
-            if pace.looking or self.saving or pending or subject is None or subject.several:
+            if pace.looking or self.saving or pending or subject is None or subject.several or subject.masters:
                 hook(optimizer)
             elif subject.is_first(optimizer):  # all that there is to a step that isn't looked at
                 clocks["steps"] = step = clocks["steps"] + 1
@@ -443,14 +450,18 @@ class Recorder:
 
     def _is_first(self, optimizer: Optimizer) -> bool:
         """Whether its steps are those that are counted."""
-        if self.subject is None:
+        if self.subject is None and (self.clocks["backwards"] or not holds_masters(optimizer)):
             self._find()  # a closure does its backward passes inside of the step
         return self.subject is not None and self.subject.is_first(optimizer)
+
+    def _again(self) -> bool:
+        """Whether it is one step with the last: masters are updated group by group, and once before the training."""
+        return self.subject is not None and self.subject.masters and self.clocks["backwards"] == self.stepped_after
 
     def _before_step(self, optimizer: Optimizer) -> None:
         """Gradients are complete, and about to be used, by a step that is looked at."""
         first = self._is_first(optimizer)
-        if self.subject is None or self.looks is None:
+        if self.subject is None or self.looks is None or self._again():
             return
         if first or any(one is optimizer for one in self.subject.optimizers):
             step = self.clocks["steps"]
@@ -464,7 +475,9 @@ class Recorder:
         self.fetcher.poll()
         if not self._is_first(optimizer) and not self._takes_over(optimizer):
             return
-        self.beside_first = 0
+        if self._again():
+            return
+        self.beside_first, self.stepped_after = 0, self.clocks["backwards"]
         if self.saving:  # all the pieces of a checkpoint are there once the training goes on
             self.saving = False
             self._write("saved", step=self.clocks["steps"])

@@ -40,6 +40,7 @@ class Subject:
         self.inside = weakref.ref(unwrapped(models[0][1]))  # and the same without what wraps it
         self._optimizers = [weakref.ref(one) for one in optimizers]
         self.several = len(self._optimizers) > 1
+        self.masters = any(map(holds_masters, self.optimizers))
         names = {
             clean(f"{prefix}{name}"): parameter
             for prefix, model in models
@@ -239,8 +240,32 @@ def stepping(optimizer: Optimizer) -> Optimizer:
 # --- what is read off torch's objects -------------------------------------------------------------------------------
 
 
+MADE_FOR: weakref.WeakKeyDictionary[Optimizer, list[list[weakref.ref[nn.Parameter]]]] = weakref.WeakKeyDictionary()
+
+
+def remember(optimizer: Optimizer) -> None:
+    """What it was made for, by group: a wrapper may put masters in their place, as those of DeepSpeed do."""
+    MADE_FOR[optimizer] = [[weakref.ref(one) for one in group["params"]] for group in optimizer.param_groups]
+
+
+def holds_masters(optimizer: Optimizer) -> bool:
+    """Whether it updates none of the parameters that it was made for."""
+    now = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    first = {
+        id(one) for group in MADE_FOR.get(optimizer, ()) for reference in group if (one := reference()) is not None
+    }
+    return bool(first) and now.isdisjoint(first)
+
+
+def groups_of(optimizer: Optimizer) -> list[list[nn.Parameter]]:
+    """What it updates, by group; of masters, the parameters of the model that they stand for."""
+    if not holds_masters(optimizer):
+        return [list(group["params"]) for group in optimizer.param_groups]
+    return [[one for reference in group if (one := reference()) is not None] for group in MADE_FOR[optimizer]]
+
+
 def held(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [one for group in optimizer.param_groups for one in group["params"]]
+    return [one for group in groups_of(optimizer) for one in group]
 
 
 def numbers_of(optimizer: Optimizer) -> int:
@@ -267,6 +292,12 @@ def part(name: str) -> str:
 
 def dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def whole(parameter: Tensor) -> torch.Size:
+    """The shape of all of it, of which DeepSpeed's third stage leaves nothing between two uses."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -314,7 +314,9 @@ class _Rank:
             self._add(f"gradient norm/{part}", step, norm)
         total = math.sqrt(sum(float(norm) ** 2 for norm in norms.values()))
         whole = self.columns.get("grad_norm")
-        if whole is not None and whole.steps[-1] == int(step):  # of another optimizer
+        if not norms:
+            pass  # only who had one is known
+        elif whole is not None and whole.steps[-1] == int(step):  # of another optimizer
             whole.values[-1] = math.hypot(whole.values[-1], total)
         else:
             self._add("grad_norm", step, total)

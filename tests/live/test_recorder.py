@@ -240,3 +240,43 @@ def test_a_second_stage_with_an_optimizer_of_its_own_is_looked_at_like_a_run(tmp
     steps = run.series["learning_rate"].steps.tolist()
     assert steps == [1, 2, 3, 5, 10, 15, 20, 30, 31, 32, 33, 35, 40]
     assert run.watched.step == 42
+
+
+def test_where_masters_are_updated_the_model_is_watched(tmp_path: Path) -> None:
+    """As DeepSpeed's wrappers do: flat copies in the optimizer's groups, one step for each, and one before the run."""
+    recorder = Recorder(tmp_path)
+    recorder.start()
+    model = Pair().bfloat16()
+    groups = [[*model.eye.parameters(), model.sharpness], [*model.ear.parameters(), *model.unused.parameters()]]
+    optimizer = torch.optim.AdamW([{"params": group, "lr": 1e-2} for group in groups])
+    masters = [torch.cat([one.detach().float().reshape(-1) for one in group]).requires_grad_() for group in groups]
+
+    def update() -> None:
+        for of, group, master in zip(optimizer.param_groups, groups, masters, strict=True):
+            gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in group]
+            master.grad = torch.cat([one.float().reshape(-1) for one in gradients])
+            of["params"] = [master]
+            optimizer.step()
+            of["params"] = []
+            values = master.detach().split([one.numel() for one in group])
+            for one, value in zip(group, values, strict=True):
+                one.data.copy_(value.view_as(one))
+                one.grad = None
+
+    for of in optimizer.param_groups:
+        of["params"] = []
+    update()  # of nothing, to make room for its state
+    for _ in range(10):
+        for _ in range(2):
+            images = torch.randn(4, 16).bfloat16()
+            model(images, images).backward()
+        update()
+    recorder.stop(0)
+    run = read(tmp_path)
+    parameters = run.watched.first.parameters
+    clocks = run.watched.first.clocks
+    assert (clocks["steps"], clocks["forwards"], clocks["backwards"]) == (10, 20, 20)
+    assert {name for name, one in parameters.items() if one.gradient == "none"} == {"unused.weight", "unused.bias"}
+    assert [parameters[name].group for name in ("eye.0.weight", "ear.weight")] == [0, 1]
+    assert not {"grad_norm", "update ratio/ear"} & run.series.keys()
+    assert not model.ear.weight._backward_hooks
