@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fgclip_doctor.recorded import LossSite, Rank, Recording
 from fgclip_doctor.run import Missing, Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,29 @@ class Matrix:
     def candidates(self) -> float:
         """The least that a forward had: a bank may have joined them later."""
         return float(min(site.candidates.min() for site in self.sites.values()))
+
+    @property
+    def calls(self) -> dict[int, NDArray[np.intp]]:
+        """The entries of each rank's site at the forwards at which all ranks called it, in order, by rank."""
+        from functools import reduce
+
+        import numpy as np
+
+        forwards = [site.forwards for site in self.sites.values()]
+        if all(np.array_equal(one, forwards[0]) for one in forwards):
+            return {rank: np.arange(len(forwards[0])) for rank in self.sites}
+        found = {rank: np.unique(site.forwards, return_index=True) for rank, site in self.sites.items()}
+        common = reduce(np.intersect1d, forwards)
+        return {rank: first[np.searchsorted(made, common)] for rank, (made, first) in found.items()}
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether the positives of all ranks would be the same columns of what looks gathered from all ranks.
+
+        Right only where each rank puts its own rows first, and then they all learn alike.
+        """
+        gathered = all((abs(one.candidates - self.world_size * one.anchors) < 0.5).all() for one in self.sites.values())
+        return gathered and len({one.offset for one in self.sites.values()}) == 1
 
     @property
     def gathered(self) -> bool:

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import sqrt
+from typing import TYPE_CHECKING
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, theory
 from fgclip_doctor.ranks import Matrix, compared, matrices
-from fgclip_doctor.recorded import LossSite
 from fgclip_doctor_checks.causes import explaining
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SPREAD_FROM = 4  # calls: their spread is an error bar; of fewer, the hits alone are counted
 
 
 @check("FGD803", "rank-labels-wrong", Severity.ERROR)
-def rank_labels_wrong(run: Run, *, calls: int = 8, bits: float = 0.5, errors: float = 5.0) -> Iterator[Finding]:
+def rank_labels_wrong(
+    run: Run, *, calls: int = 8, bits: float = 0.5, errors: float = 5.0, expected: float = 3.5
+) -> Iterator[Finding]:
     """Some ranks are at chance where others know their pairs, so their targets point at columns of another rank.
 
     Why: Candidates are gathered in the order of the ranks, so rank r finds its own pairs from column r times the local
         batch on. A target that isn't moved there is right on the first rank and teaches wrong pairs on all the others.
     Evidence: A recording of two ranks or more. Learnt bits of each loss on each rank (the level of its own logits less
-        the loss) and its top-1, over the last half of at least `calls` sampled calls: one rank has learnt `bits` or
-        more; another nothing, `errors` standard errors under it, with a top-1 no better than luck. Where the targets
-        stand is told beside it.
+        the loss) and its top-1, at the same calls: of the last half of at least `calls` sampled ones, those since one
+        rank had learnt `bits`. Another has learnt nothing and lies `errors` standard errors under it, by the
+        differences from call to call or by its hits, with a top-1 no better than luck. `expected` are enough where
+        the targets contradict the gather by themselves: as many candidates as all ranks have anchors, targets in the
+        same columns on each rank, and all ranks but one are lost.
     Benign: Own columns first on every rank, or interleaved ranks with targets to match: then all ranks know their
         pairs. A run that knows nothing yet on any rank says nothing of its targets.
     Fix: Add rank times the local batch to the targets, and the rows of the ranks before where local batches differ;
@@ -33,12 +43,15 @@ def rank_labels_wrong(run: Run, *, calls: int = 8, bits: float = 0.5, errors: fl
     judged = 0
     found: list[tuple[Matrix, dict[int, _Reading], list[int]]] = []
     for matrix in matrices(run):
-        read = {rank: one for rank, site in matrix.sites.items() if (one := _read(site, calls)) is not None}
-        top = max(read.values(), key=lambda one: one.learnt, default=None)
-        if top is None or len(read) < 2 or top.learnt < bits * theory.LN2:
+        read = _read(matrix, calls, bits * theory.LN2)
+        if len(read) < 2:
             continue
         judged += 1
+        top = max(read.values(), key=lambda one: one.mean)
         lost = [rank for rank, one in read.items() if one.at_chance(beside=top, errors=errors)]
+        if not lost and matrix.contradicted:
+            lost = [rank for rank, one in read.items() if one.at_chance(beside=top, errors=expected)]
+            lost = lost if len(lost) == len(read) - 1 else []
         if lost:
             found.append((matrix, read, lost))
     if not judged:
@@ -49,36 +62,74 @@ def rank_labels_wrong(run: Run, *, calls: int = 8, bits: float = 0.5, errors: fl
 
 @dataclass(frozen=True)
 class _Reading:
-    """Of a loss on one rank, over the last half of its calls."""
+    """Of a loss on one rank, at the calls that are compared."""
 
-    learnt: float  # nats
-    error: float
+    learnt: NDArray[np.float64]  # nats, by call
     top1: float
-    luck: float  # the top-1 that luck may give
+    anchors: float  # in all calls
     candidates: float
 
+    @property
+    def mean(self) -> float:
+        return float(self.learnt.mean())
+
+    @property
+    def error(self) -> float:
+        return _error(self.learnt)
+
+    @property
+    def luck(self) -> float:
+        """The top-1 that luck may give."""
+        chance = theory.chance_top1(self.candidates)
+        return chance + 3 * sqrt(chance * (1 - chance) / self.anchors)
+
     def at_chance(self, *, beside: _Reading, errors: float) -> bool:
-        behind = beside.learnt - self.learnt > errors * hypot(self.error, beside.error)
-        return behind and self.learnt <= max(3 * self.error, 0.1 * beside.learnt) and self.top1 <= self.luck
+        unlearnt = self.mean <= max(3 * self.error, 0.1 * beside.mean) and self.top1 <= self.luck
+        return unlearnt and max(self._behind(beside), self._misses(beside)) > errors
+
+    def _behind(self, other: _Reading) -> float:
+        """Standard errors by which this rank has learnt less than the other, call by call."""
+        apart = other.learnt - self.learnt
+        return float(apart.mean()) / _error(apart) if len(apart) >= SPREAD_FROM else 0.0
+
+    def _misses(self, other: _Reading) -> float:
+        """Standard errors by which fewer of its positives come first, if they did as often on both ranks."""
+        both = self.anchors + other.anchors
+        share = (self.anchors * self.top1 + other.anchors * other.top1) / both
+        spread = sqrt(share * (1 - share) * both / (self.anchors * other.anchors))
+        return (other.top1 - self.top1) / spread if spread else 0.0
 
     @property
     def bits(self) -> float:
-        return theory.learnt_bits(-self.learnt, null_level=0.0, candidates=self.candidates)
+        return theory.learnt_bits(-self.mean, null_level=0.0, candidates=self.candidates)
 
 
-def _read(site: LossSite, calls: int) -> _Reading | None:
-    if len(site.loss) < calls:
-        return None
-    last = slice(len(site.loss) // 2, None)
-    learnt, candidates = (site.null - site.loss)[last], float(site.candidates[last].mean())
-    error = max(float(learnt.std(ddof=1)), 1e-9) / sqrt(len(learnt))
-    chance = theory.chance_top1(candidates)
-    luck = chance + 3 * sqrt(chance * (1 - chance) / float(site.anchors[last].sum()))
-    return _Reading(float(learnt.mean()), error, float(site.top1[last].mean()), luck, candidates)
+def _error(values: NDArray[np.float64]) -> float:
+    return max(float(values.std(ddof=1)), 1e-9) / sqrt(len(values))
+
+
+def _read(matrix: Matrix, calls: int, nats: float) -> dict[int, _Reading]:
+    """The ranks at the calls that all of them made, since one has learnt so many nats; none if none has."""
+    import numpy as np
+
+    common = matrix.calls
+    last = {rank: places[len(places) // 2 :] for rank, places in common.items() if len(places) >= max(calls, 2)}
+    learnt = {rank: (matrix.sites[rank].null - matrix.sites[rank].loss)[places] for rank, places in last.items()}
+    best = max(learnt.values(), key=lambda one: float(one.mean()), default=np.zeros(2))
+    since = int(np.argmax(best >= nats))
+    if len(best) - since < 2 or float(best[since:].mean()) < nats:
+        return {}
+    read = {}
+    for rank, places in last.items():
+        site, kept = matrix.sites[rank], places[since:]
+        anchors = site.anchors[kept]
+        top1 = float(np.average(site.top1[kept], weights=anchors))
+        read[rank] = _Reading(learnt[rank][since:], top1, float(anchors.sum()), float(site.candidates[kept].mean()))
+    return read
 
 
 def _finding(run: Run, matrix: Matrix, read: dict[int, _Reading], lost: list[int], losses: int) -> Finding:
-    best, worst = max(read, key=lambda rank: read[rank].learnt), lost[0]
+    best, worst = max(read, key=lambda rank: read[rank].mean), lost[0]
     paths = {rank.rank: rank.path for rank in run.watched.ranks}
     return Finding(
         message=f"{len(lost)} of {len(read)} ranks teach wrong pairs: the loss at {matrix.name} has learnt "

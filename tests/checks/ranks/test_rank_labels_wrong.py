@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.recorded import LossSite
 from fgclip_doctor_checks.ranks.rank_labels_wrong import rank_labels_wrong
 from tests.watched_ranks import rank, site, watched
 
 LOST = {"bits": -0.2, "top1": 0.1}
+KNOWS_NOTHING = {"loss": np.full(12, 3.1), "top1": np.full(12, 0.1)}
 
 
 def test_fires_where_one_rank_alone_knows_its_pairs() -> None:
@@ -20,6 +26,45 @@ def test_all_losses_are_one_finding() -> None:
     sites = [site("loss.py:12"), site("loss.py:12 #2")], [site("loss.py:12", **LOST), site("loss.py:12 #2", **LOST)]
     (finding,) = rank_labels_wrong(watched(rank(0, *sites[0]), rank(1, *sites[1])))
     assert "so it is with 2 losses" in finding.message
+
+
+def learning(*bits: float, top1: Sequence[float], offset: int = 0, candidates: float = 8) -> LossSite:
+    """A loss of 24 anchors a rank of two, with what each call has learnt."""
+    known = np.array(bits)
+    measured = {"loss": 3.0 - np.log(2) * known, "top1": np.array(top1)}
+    return site(anchors=24, candidates=candidates, offset=offset, calls=len(bits), **measured)
+
+
+LATE = {"bits": (0, 0.1, 0, 0.2, 0.1, 0.1, 0.2, 2.3, 2.5), "top1": (0, 0.04, 0, 0, 0.04, 0, 0.08, 0.3, 0.4)}
+NEVER = {"bits": (0, 0.1, 0, 0, -0.1, 0, 0, -0.1, -0.2), "top1": (0, 0, 0.04, 0, 0, 0, 0, 0, 0.04)}
+
+
+def late(offset: int = 0, candidates: float = 48, **seen: Sequence[float]) -> LossSite:
+    return learning(*seen["bits"], top1=seen["top1"], offset=offset, candidates=candidates)
+
+
+def test_two_calls_since_one_rank_knows_are_enough_where_the_targets_contradict_the_gather() -> None:
+    """Its mean over the last half has as wide an error as a rank has that has only just begun to learn."""
+    (finding,) = rank_labels_wrong(watched(rank(0, late(**LATE)), rank(1, late(**NEVER))))
+    assert "2.4 bits on rank 0" in finding.message
+
+
+@pytest.mark.parametrize(
+    "other",
+    [late(**LATE), late(24, **NEVER), late(0, 60, **NEVER)],
+    ids=["own columns first", "targets of its own", "not gathered from the ranks alone"],
+)
+def test_two_calls_are_not_enough_for_others(other: LossSite) -> None:
+    assert not list(rank_labels_wrong(watched(rank(0, late(**LATE)), rank(1, other))))
+
+
+def test_ranks_are_compared_at_the_forwards_that_both_looked_at() -> None:
+    """Else one that was looked at while it still knew nothing would seem behind."""
+    early = site(calls=12)
+    early = replace(early, forwards=early.forwards - 20)
+    with pytest.raises(Missing, match="learnt enough"):
+        list(rank_labels_wrong(watched(rank(0, site()), rank(1, replace(early, **KNOWS_NOTHING)))))
+    assert list(rank_labels_wrong(watched(rank(0, site()), rank(1, replace(site(calls=12), **KNOWS_NOTHING)))))
 
 
 @pytest.mark.parametrize(
