@@ -47,6 +47,7 @@ class Watcher:
         self.live: Live | None = None
         self.began = self.beat = time.monotonic()
         self.stop_after: int | None = None  # the step at which something was found that is to end the run
+        self.before = ""  # of a line of ours
         self.scalars = _Scalars(options.tensorboard) if options.tensorboard else None
 
     def look(self, *, last: bool = False) -> None:
@@ -93,7 +94,7 @@ class Watcher:
 
     def _line(self, line: str) -> None:
         if self.live is None:
-            print(f"fgclip-doctor: {inert(line)}", file=sys.stderr, flush=True)
+            print(f"{self.before}fgclip-doctor: {inert(line)}", file=sys.stderr, flush=True)
 
     def due(self) -> bool:
         """Whether the run is to be ended now: something was found, and a checkpoint was saved since."""
@@ -133,6 +134,8 @@ def command(words: Sequence[str], directory: Path, watcher: Watcher) -> int:
             directory.mkdir(parents=True, exist_ok=True)
             output = stack.enter_context((directory / "output.txt").open("wb"))
             streams = {"stdout": output, "stderr": output}
+        else:
+            watcher.before = "\n"  # it writes there, too, and its progress bar leaves its line open
         run = Command(words, directory, **streams)
         stack.enter_context(signals_passed_to(run))
         ended = False
@@ -146,6 +149,7 @@ def command(words: Sequence[str], directory: Path, watcher: Watcher) -> int:
         finally:
             run.stop(0.0)
         watcher.look(last=True)
+        watcher.before = ""
         watcher.summary()
         return 1 if ended else run.exit_code
 
