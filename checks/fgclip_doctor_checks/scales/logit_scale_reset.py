@@ -118,10 +118,11 @@ def _jump(series: Series, plainest: Series, times: float, records: int) -> Findi
     others, level = events.log_scale(plainest)
     if len(values) < records or not len(level):
         return None
-    moves = np.abs(np.diff(values))
-    usual = max(float(np.percentile(moves, 90)), series.resolution or 0.0, 1e-6)
+    moves, gaps = np.abs(np.diff(values)), np.maximum(np.diff(steps), 1)
+    each = float(np.percentile(moves / gaps, 90))  # step: a recording's looks become rarer
     moved = np.flatnonzero(moves > 1e-6)  # a scale that never has can lose nothing: its stage of the run begins
-    for at in np.flatnonzero(moves > times * usual).tolist():
+    for at in np.flatnonzero(moves > times * np.maximum(each * gaps, max(series.resolution or 0.0, 1e-6))).tolist():
+        usual = max(each * float(gaps[at]), series.resolution or 0.0, 1e-6)
         if at == moved[0]:
             continue
         reference = float(np.interp(steps[at + 1], others, level))

@@ -99,3 +99,21 @@ def test_a_loader_says_that_it_did_not_take_a_scale() -> None:
 def test_what_else_a_loader_leaves(case: Run) -> None:
     with pytest.raises(Missing, match="no branch"):
         list(logit_scale_reset(case))
+
+
+def test_a_scale_that_is_looked_at_ever_more_rarely_does_not_jump() -> None:
+    """Both rise alike, and from step 80 to 400 by forty times what they do from 40 to 50."""
+    steps = [1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 80, 400]
+    rising = log(1 / 0.07) + 5e-4 * np.array(steps)
+    pair = {name: series(name, rising, steps=steps) for name in ("logit_scale", "logit_scale_region")}
+    assert not list(logit_scale_reset(run(logged=list(pair.values()))))
+    pair["logit_scale_region"].values[:8] += 0.3  # and within ten steps it is the other again
+    assert list(logit_scale_reset(run(logged=list(pair.values()))))
+
+
+def test_a_scale_that_begins_to_learn_has_lost_nothing() -> None:
+    still = np.full(12, log(1 / 0.07))
+    whole, region = (
+        series(name, [*still, still[0] + 0.06, still[0] + 0.06]) for name in ("logit_scale", "logit_scale_region")
+    )
+    assert not list(logit_scale_reset(run(logged=[whole, region])))
