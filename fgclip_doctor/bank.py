@@ -20,6 +20,7 @@ that it has, or its pairs agree by a cosine of 0.1 (with one modality alone: at 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,6 +41,8 @@ POWER = 3.1  # standard deviations to spare before encoded rows would look like 
 SAMPLE = 8192  # rows that the statistics read, evenly spaced; bounds the time and memory of the large banks
 RETRIEVAL = 1024  # rows that are matched against each other
 SCALES = tuple(2 ** (power / 2) for power in range(-2, 21))  # at which the pairs are read for the most that they tell
+
+PUNCTUATION = re.compile(r"[._]+")
 
 Verdict = Literal["noise", "encoded", "undecided"]
 
@@ -347,6 +350,38 @@ def warmup_over(run: Run, *, patience: int = 200, share: float = 0.2, checkpoint
         done = count if in_forwards and count is not None else step
         return done > 1.1 * run.number("bank_warmup") + 2
     return step >= max(patience, share * run.number("max_steps", 0.0))
+
+
+def among_candidates(run: Run, bank: Bank) -> bool | None:
+    """Whether a recorded loss may have had rows of the bank among its candidates; None where no loss could tell.
+
+    Each number of columns is recorded of every call, and a batch has no more than the anchors of all ranks. Losses that
+    are written by hand, or compiled, are not seen, nor rows that are used for something else (as positives).
+    """
+    import numpy as np
+
+    sites = [(rank, site) for rank in run.recording.ranks for site in rank.sites] if run.recording else []
+    if not any(site.kind == "softmax" and site.targets in ("diagonal", "shifted") for _, site in sites):
+        return None
+    for rank, site in sites:
+        anchors = np.concatenate([site.anchors, [one.anchors for one in site.changes]])
+        columns = np.concatenate([site.candidates, [one.columns for one in site.changes]])
+        if ((columns > rank.world_size * anchors) | (columns >= bank.size)).any():
+            return True
+    return False
+
+
+def waits_longer(run: Run, bank: Bank) -> Tensor | None:
+    """The model's own warmup of the bank, by the name that the stated one has, where it is longer and not over yet."""
+    if "bank_warmup" not in run.facts:
+        return None
+    stated = run.facts["bank_warmup"]
+    name = "_" + PUNCTUATION.sub("_", stated.source.key.rpartition(": ")[2])
+    for tensor in bank.checkpoint.tensors.values():
+        if tensor.size == 1 and f"_{PUNCTUATION.sub('_', tensor.name)}".endswith(name):
+            longer = tensor.item() > float(stated.value)
+            return tensor if longer and steps_done(run, bank.checkpoint) < tensor.item() else None
+    return None
 
 
 def steps_done(run: Run, checkpoint: Checkpoint | None = None) -> int:

@@ -44,6 +44,8 @@ def _bank_in_use(run: Run) -> Iterator[Evidence]:
         state = "holds noise"
     elif written is None:
         state = "unknown"
+    elif written == found.size and bank.warmup_over(run) and bank.among_candidates(run, found) is False:
+        state = "full, and among the candidates of no recorded loss"
     else:
         state = "in use, full" if written == found.size else f"in use, {written} of {found.size} rows filled"
     clock = run.facts["bank_clock"].value if "bank_clock" in run.facts else "clock not stated"

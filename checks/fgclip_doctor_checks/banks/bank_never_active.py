@@ -3,7 +3,17 @@
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
-from fgclip_doctor.bank import Bank, banks, forwards, memory_bank, steps_done, switched_off, warmup_over
+from fgclip_doctor.bank import (
+    Bank,
+    among_candidates,
+    banks,
+    forwards,
+    memory_bank,
+    steps_done,
+    switched_off,
+    waits_longer,
+    warmup_over,
+)
 from fgclip_doctor_checks.causes import explaining
 
 
@@ -16,10 +26,12 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
         warmup counted in a clock that never gets there, a pointer that isn't written back.
     Evidence: The pointer, the fill flag and the saved switch, the rows against random rows, and rows that are
         bit-identical in two checkpoints or looks of a recording; beside the steps and forwards done, the bank's warmup
-        and, where they were recorded, the candidates of the losses.
+        and, where they were recorded, the candidates of the losses. A full bank whose rows no recorded loss has had
+        among them is named where the model itself keeps a longer warmup than the configuration, and is still in it.
     Benign: A warmup that may still be running, in whatever clock it is counted; of unknown length, it may last for
         `patience` steps and a `share` of the run. A pointer at 0 over encoded rows is a ring that has just wrapped. A
-        bank that the configuration switches off is not missed.
+        bank that the configuration switches off is not missed. That no recorded loss has the rows among its candidates
+        proves nothing by itself: they may serve as positives, or in a loss that is written by hand or compiled.
     Fix: Switch the bank on when the counter passes the warmup, count both in optimizer steps, print the activation, and
         assert that the pointer advances.
     Sources: He et al. 2020, "Momentum Contrast"; Wang et al. 2020, "Cross-Batch Memory for Embedding Learning" (start
@@ -30,7 +42,7 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
         raise Missing("the configuration switches the memory bank off")
     if not warmup_over(run, patience=patience, share=share, checkpoint=bank.checkpoint):
         raise Missing("the bank may still be in its warmup")
-    message = _unused(bank) or _frozen(run, bank)
+    message = _unused(bank) or _frozen(run, bank) or _waiting(run, bank)
     if message:
         source = bank.sources
         warmup = run.facts.get("bank_warmup")
@@ -104,3 +116,14 @@ def _frozen(run: Run, bank: Bank) -> str | None:
                 "negatives are lost, or stale."
             )
     return None
+
+
+def _waiting(run: Run, bank: Bank) -> str | None:
+    """What shows that rows are enqueued for losses that go on without them."""
+    own = waits_longer(run, bank)
+    if own is None or bank.written != bank.size or among_candidates(run, bank) is not False:
+        return None
+    return (
+        f"The memory bank is full, and no loss has had one of its {bank.size} rows among its candidates: the model's "
+        f"own {own.name} is {own.item():g}, where the configuration says {run.number('bank_warmup'):g}."
+    )

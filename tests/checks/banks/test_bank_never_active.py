@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.observations import observe
+from fgclip_doctor.recorded import Columns, LossSite, Recording
 from fgclip_doctor.run import Fact, Source
 from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
 from tests import features
 from tests.features import bank_run, saved
 from tests.runs import series
+from tests.watched_ranks import rank, site
 
 RNG = np.random.default_rng(0)
 NOISE, CONE = features.noise(RNG, 128, 64), features.cone(RNG, 128, 64)
@@ -76,6 +79,63 @@ def test_a_number_that_counts_epochs_counts_no_steps(epochs: int) -> None:
 def test_a_bank_may_be_in_its_warmup_still(steps: int, epochs: int) -> None:
     with pytest.raises(Missing, match="warmup"):
         messages(named_by_epoch(steps, epochs_done=epochs))
+
+
+def waiting(*sites: LossSite, own: float | None = 400, full: bool = True, world_size: int = 1, **facts: float) -> Run:
+    """A recorded run of 240 steps whose bank is full, and whose model waits for `own` steps with it."""
+    more = {} if own is None else {"bank.warmup_steps": np.array(own)}
+    case = bank_run(saved(CONE, pointer=40, full=full, more=more), bank_size=128)
+    warmup = Source("rank-0.000.jsonl", "Namespace: bank_warmup_steps")
+    case.facts = {**case.facts, "bank_warmup": Fact("bank_warmup", facts.get("bank_warmup", 50), warmup)}
+    case.recording = Recording((replace(rank(0, *sites), world_size=world_size),), 240)
+    return case
+
+
+def joining(columns: int, step: int = 60) -> LossSite:
+    changes = (Columns(0, 1, 32, 32), Columns(step, step + 1, 32, columns))
+    return site(anchors=32, candidates=32, changes=changes)
+
+
+BATCH = site(anchors=32, candidates=32)
+
+
+@pytest.mark.parametrize(
+    "sites", [(BATCH,), (BATCH, joining(24)), (BATCH, site(kind="sigmoid", anchors=32, candidates=32))]
+)
+def test_fires_where_a_full_bank_still_waits_for_a_longer_warmup_of_the_model(sites: tuple[LossSite, ...]) -> None:
+    (message,) = messages(waiting(*sites))
+    assert "bank.warmup_steps is 400, where the configuration says 50" in message
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        waiting(joining(160)),
+        waiting(BATCH, joining(40)),  # a sample of the rows
+        waiting(BATCH, site("xbm.py:9", anchors=256, candidates=128, targets="other")),  # the bank alone
+        waiting(BATCH, site("moco.py:9", anchors=32, candidates=129, targets="constant")),
+        waiting(BATCH, own=None),  # used for something else, or in a loss that isn't seen
+        waiting(BATCH, own=50),
+        waiting(BATCH, own=239),
+        waiting(BATCH, full=False),
+        waiting(),
+        waiting(site("own.py:3", targets="constant", anchors=32, candidates=11)),  # of no batch of pairs
+    ],
+)
+def test_quiet_where_the_rows_may_count(run: Run) -> None:
+    assert not messages(run)
+
+
+@pytest.mark.parametrize(("loss", "state"), [(BATCH, "candidates of no recorded loss"), (joining(160), "in use, full")])
+def test_a_full_bank_is_not_said_to_be_in_use_unseen(loss: LossSite, state: str) -> None:
+    (seen,) = (one for one in observe(waiting(loss, own=None))[0] if one.name == "memory bank")
+    assert state in str(seen.value)
+
+
+def test_candidates_of_all_ranks_are_no_rows_of_a_bank() -> None:
+    gathered = site(anchors=32, candidates=64)
+    assert messages(waiting(gathered, world_size=2))
+    assert not messages(waiting(gathered))
 
 
 def test_carries_its_proof() -> None:
