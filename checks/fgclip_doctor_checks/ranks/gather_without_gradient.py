@@ -25,14 +25,14 @@ def gather_without_gradient(run: Run) -> Iterator[Finding]:
     Sources: Long-CLIP ed8ccfb; facebookresearch/SLIP#31; mlfoundations/open_clip#616; lightly-ai/lightly#1531.
     """
     recording = several(run)
-    gathered = [matrix for matrix in matrices(run) if _covers(matrix) and _reach(matrix) is not None]
+    constant = [one for rank in recording.ranks for one in rank.gathers if not one.differentiable]
+    cut = [one for one in constant if one.needs_gradient]
+    gathered = [one for one in matrices(run) if _covers(one, sure=bool(cut)) and _reach(one) is not None]
     if not gathered:
         raise Missing("no loss over gathered candidates was seen with its graph")
     rows = {matrix.name: found for matrix in gathered if (found := _reach(matrix)) is not None}
     if any(not anchors or reached >= _world(matrix) for matrix in gathered for anchors, reached in [rows[matrix.name]]):
         return
-    constant = [one for rank in recording.ranks for one in rank.gathers if not one.differentiable]
-    cut = [one for one in constant if one.needs_gradient]
     copies = any(not one.trainable for one in recording.first.parameters.values())
     if not cut and (len(gathered) < 2 or copies):
         return
@@ -73,12 +73,17 @@ def gather_without_gradient(run: Run) -> Iterator[Finding]:
     )
 
 
-def _covers(matrix: Matrix) -> bool:
-    """Whether the candidates are those of all ranks; or a part of a square matrix is constant, as a gathered one's."""
+def _covers(matrix: Matrix, *, sure: bool) -> bool:
+    """Whether the candidates are those of all ranks; or a part of a square matrix is constant, as a gathered one's.
+
+    A bank that fills adds candidates, too, and ever more: `sure` is whether features were seen to be gathered.
+    """
     found = _reach(matrix)
     site = next(iter(matrix.sites.values()))
-    square = site.anchors[0] == site.candidates[0]
-    return matrix.gathered or (found is not None and square and 0 < found[1] < 0.75 * site.candidates[0])
+    each = site.candidates / site.anchors
+    square = each[0] == 1
+    of_ranks = matrix.gathered and each[0] <= 1.01 * matrix.world_size and (sure or each.max() <= 1.05 * each.min())
+    return bool(of_ranks or (found is not None and square and 0 < found[1] < 0.75 * site.candidates[0]))
 
 
 def _world(matrix: Matrix) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
@@ -44,6 +45,15 @@ def test_flips_at_the_candidates_of_all_ranks() -> None:
     assert not list(
         gather_without_gradient(run_of(8, columns=56, gathers=[CUT]))
     )  # with a bank, whose rows are constant
+
+
+@pytest.mark.parametrize("candidates", [[8.0, 12.0, 16.0, 20.0], [12.0, 20.0, 28.0, 36.0]])
+def test_quiet_on_a_bank_that_fills(candidates: list[float]) -> None:
+    """Its rows are constants by design: after the first step as many as another rank would have, or more."""
+    sites = [site(name, calls=4, candidates=0, reach=Reach(True, 8, 4)) for name in WAYS]
+    filling = [replace(one, candidates=np.array(candidates)) for one in sites]
+    with pytest.raises(Missing, match="no loss over gathered candidates"):
+        list(gather_without_gradient(watched(rank(0, *filling), rank(1, *filling))))
 
 
 def test_quiet_on_one_locked_tower() -> None:
