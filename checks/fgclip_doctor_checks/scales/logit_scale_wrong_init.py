@@ -1,19 +1,21 @@
 """FGD302."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import exp, log
 
 from fgclip_doctor import Evidence, Finding, Run, Severity, check
 from fgclip_doctor.events import learning_rate, log_scale, scales
 from fgclip_doctor.provenance import drift, half_ulp, in_log_space, origin, sigmoid
 from fgclip_doctor.run import Checkpoint, Missing, Scale
-from fgclip_doctor.scale_forms import too_soft
+from fgclip_doctor.scale_forms import LARGEST, too_soft
 from fgclip_doctor_checks.causes import explaining
 
 SCRATCH, TRAINED, SIGMOID = log(1 / 0.07), log(100), log(10)
 YOUNG = log(1.5)  # a model whose scale has grown by less since its start is no finished CLIP
 ROUNDED = 5e-4  # of a value that was typed with three or four digits: 4.605, 14.28
 DUE = f"{TRAINED:.4f} (fine-tuning) or {SCRATCH:.4f} (from scratch)"
+SLACK = 30.0  # over what a scale adds to a logit: SigLIP's bias of -10, and more
 RAW = {100.0: "exp(4.6052) itself", 1 / 0.07: "exp(2.6593) itself", 0.07: "a temperature", 0.01: "a temperature"}
 
 
@@ -24,9 +26,10 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
     Why: CLIP ends its training at a scale of 100; trained features under the scale of a new model (14.3) give a loss
     far from the one they were trained for. A raw scale or a temperature in a log-space parameter is off by orders.
     Evidence: where the scale can have started, from its value in the first checkpoint and what the learning rates allow
-    it to have moved; how the run started, from the norm gains; the base's own scale, with --base. From a log alone:
-    a first logged value of 1, which is wrong for every start. However far it may have come, a scale can't have started
-    right if all that is within its reach lies between 2 and 5.
+    it to have moved; how the run started, from the norm gains; the base's own scale, with --base. From a recording: the
+    value at the first look since the training was last begun, and losses that no such scale could give, which are those
+    of its exp(). From a log alone: a first logged value of 1, which is wrong for every start. However far it may have
+    come, a scale can't have started right if all that is within its reach lies between 2 and 5.
     Benign: a value that the base or the configuration declares; a branch scale at 14.3 beside a learnt global one that
     is still near it. The default of 2.6592 that transformers writes into every configuration declares nothing. Without
     a base, nothing else is said of a scale that may have moved by more than `widest`.
@@ -40,9 +43,9 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
     judged = 0
     reasons: list[str] = []
     for scale in run.scales():
-        first = next(one for one in run.checkpoints if scale.tensor.name in one.tensors)
+        first, value = _first(run, scale)
         try:
-            found, reach = _judge(run, scale, first, widest)
+            found, reach = _judge(run, scale, first, value, widest)
         except Missing as reason:
             reasons.append(str(reason))
             continue
@@ -50,7 +53,6 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
         if found is None:
             continue
         wrong, right, why = found
-        value = first.tensors[scale.tensor.name].item()
         yield Finding(
             message=f"{scale.tensor.name} started from {wrong}, where {right} was due: {why}.",
             where=scale.tensor.name,
@@ -70,10 +72,28 @@ def logit_scale_wrong_init(run: Run, *, widest: float = 0.1) -> Iterator[Finding
         raise Missing(reasons[0])
 
 
-def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tuple[str, str, str] | None, float]:
+def _first(run: Run, scale: Scale) -> tuple[Checkpoint, float]:
+    """The first checkpoint with the scale, and its value there.
+
+    Of a recording, the first look since the training was last begun, unless it then went on with an optimizer's state:
+    several trainings of one script, one after the other, are one recording.
+    """
+    name = scale.tensor.name
+    first = next(one for one in run.checkpoints if name in one.tensors)
+    series = run.series.get(name)
+    rank = run.recording.first if run.recording else None
+    if rank is None or rank.updates_before or series is None or series.source.path != rank.path:
+        return first, first.tensors[name].item()
+    begun = series.legs[-1].start
+    step = int(series.steps[begun])
+    return replace(first, step=step, trainer_step=step, optimizer=None), float(series.values[begun])
+
+
+def _judge(
+    run: Run, scale: Scale, first: Checkpoint, value: float, widest: float
+) -> tuple[tuple[str, str, str] | None, float]:
     """The wrong start, the right one and why, or None for a scale that may have started right; and its reach."""
     tensor = first.tensors[scale.tensor.name]
-    value = tensor.item()
     reach = drift(run, tensor.name, until=first).reach(value)
     own = run.base.tensors.get(tensor.name) if run.base else None
     reach += half_ulp(value, tensor.dtype)
@@ -109,6 +129,12 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
         ), reach
     if named_so and may_be(1.0):
         return ("1", DUE, f"1 is what torch.ones makes: a scale of {exp(1.0):.2f}"), reach
+    if in_log_space(scale) and value - reach > LARGEST and (place := _beyond(run, value)):
+        return (
+            f"{value:.4g}",
+            f"{log(value):.4f}",
+            f"the loss at {place} is one of its exp(): {value:.4g} is the scale, not its logarithm",
+        ), reach
     if not in_log_space(scale) or sigmoid(run):
         return None, reach
     if too_soft(value, reach, tensor.name.rpartition(".")[2]):
@@ -119,6 +145,15 @@ def _judge(run: Run, scale: Scale, first: Checkpoint, widest: float) -> tuple[tu
     if not start.pretrained and may_be(TRAINED):
         return (f"{TRAINED:.4g}", f"{SCRATCH:.4f}", f"the run started from new weights ({start.why})"), reach
     return None, reach
+
+
+def _beyond(run: Run, scale: float) -> str:
+    """A recorded loss that began higher than cosines can make it that are multiplied by this scale; "" without one."""
+    for site in run.recording.first.sites if run.recording else ():
+        columns = float(site.candidates[0]) if site.kind == "sigmoid" else 1.0  # as the loss of an anchor sums over
+        if site.contrastive and site.loss[0] > columns * (2 * scale + SLACK):
+            return f"{site.name} ({float(site.loss[0]):.4g} at first)"
+    return ""
 
 
 def _soft(value: float, reach: float) -> tuple[str, str, str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -7,8 +8,11 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.recorded import Recording
+from fgclip_doctor.run import Source
 from fgclip_doctor_checks.scales.logit_scale_wrong_init import logit_scale_wrong_init
-from tests.runs import adam, checkpoint, run, series
+from tests.runs import adam, checkpoint, parameter, run, series, watched
+from tests.watched_ranks import site
 
 RNG = np.random.default_rng(0)
 TRAINED_NORMS = {f"blocks.{block}.norm.weight": RNG.normal(1, 0.3, 64) for block in range(4)}
@@ -186,3 +190,60 @@ def test_a_log_that_may_have_come_to_one_is_quiet(name: str, step: int) -> None:
 def test_a_log_without_a_learning_rate_is_not_judged() -> None:
     with pytest.raises(Missing, match="learning rate"):
         list(logit_scale_wrong_init(run(logged=[series("logit_scale", [1.0, 1.0], [1, 2])])))
+
+
+NAME = "region_logit_scale"
+
+
+def recorded(*looks: tuple[int, float], loss: float = 3.0, kind: str = "softmax", before: int | None = 0) -> Run:
+    """A recording of looks at a scale, (step, value), whose learning rates allow it to move by 0.1 in 20 steps."""
+    steps, values = zip(*looks, strict=True)
+    first = site(kind=kind, anchors=32, candidates=32, loss=np.full(20, loss))
+    case = watched(parameter(NAME, shape=()), roles={"scale.region": NAME}, rates=(5e-3,), sites=(first,))
+    held = case.optimizer
+    groups = tuple(replace(one, options={**one.options, "betas": (0.9, 0.999)}) for one in held.groups)
+    case.checkpoints = (checkpoint({NAME: np.array(values[-1])}, 20, optimizer=replace(held, groups=groups)),)
+    ranks = case.watched.ranks
+    case.recording = Recording((replace(ranks[0], updates_before=before),), 20)
+    kept = series(NAME, np.array(values), np.array(steps))
+    case.series = {NAME: replace(kept, source=Source(ranks[0].path, NAME))}
+    return case
+
+
+def test_the_first_look_of_a_recording_is_the_start() -> None:
+    [finding] = logit_scale_wrong_init(recorded((1, 0.07), (20, 0.3)))
+    assert "started from 0.07" in finding.message
+    assert finding.evidence[0].step == 1
+
+
+def test_it_is_that_of_the_last_training_of_several() -> None:
+    [finding] = logit_scale_wrong_init(recorded((1, 2.6592), (20, 2.6592), (1, 0.07), (20, 0.09)))
+    assert "started from 0.07" in finding.message
+    with pytest.raises(Missing, match="norm gains"):
+        list(logit_scale_wrong_init(recorded((1, 0.07), (20, 0.09), (1, 2.6592), (20, 2.6592))))
+
+
+@pytest.mark.parametrize(("source", "before"), [("recording", 500), ("trainer_state.json", 0)])
+def test_no_start_is_seen_of_a_resumed_run_or_in_a_log(source: str, before: int) -> None:
+    case = recorded((1, 0.07), (20, 0.3), before=before)
+    case.series[NAME] = replace(case.series[NAME], source=Source(source, NAME))
+    with pytest.raises(Missing, match="may have moved by"):
+        list(logit_scale_wrong_init(case))
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("softmax", 51.0), ("sigmoid", 1601.0)])
+def test_a_loss_shows_that_the_exp_is_taken_of_a_scale(kind: str, loss: float) -> None:
+    """Of cosines times 10 and a bias up to 30, a loss is no higher than 50; the sigmoid's sums over 32 columns."""
+    [finding] = logit_scale_wrong_init(recorded((1, 10.0), (20, 9.9), loss=loss, kind=kind))
+    assert "started from 10, where 2.3026 was due" in finding.message
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("softmax", 49.0), ("sigmoid", 1599.0)])
+def test_a_scale_that_is_used_as_it_is_kept_is_quiet(kind: str, loss: float) -> None:
+    with pytest.raises(Missing, match="norm gains"):
+        list(logit_scale_wrong_init(recorded((1, 10.0), (20, 9.9), loss=loss, kind=kind)))
+
+
+def test_a_high_loss_accuses_no_scale_of_ordinary_size() -> None:
+    with pytest.raises(Missing, match="norm gains"):
+        list(logit_scale_wrong_init(recorded((1, log(100)), (20, log(100)), loss=60.0)))
