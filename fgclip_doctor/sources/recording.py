@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,6 +61,7 @@ KINDS = (
 )
 SCALARS_OF_SITE = ("anchors", "candidates", "loss", "null", "top1")
 NEWEST = 3  # of the snapshots of a bank that are kept, beside the first
+STATE = re.compile(r"(?:_on|_enabled)$")  # of what is set when a warmup is over; `use_` is what is asked for
 ALIGNED = ("first", "last", "lowest", "highest")  # of the targets: their column less their row, and their column
 
 
@@ -464,11 +465,16 @@ class _Rank:
         """
         yield Fact("world_size", self.world_size, Source(self.path, "start"))
         yield Fact("global_step", self.step, Source(self.path, "step"))
+        stated: dict[str, Fact] = {}
         for of, values in self.arguments.items():
             for fact in trainer.arguments(values, self.path):
-                yield Fact(fact.name, fact.value, Source(self.path, f"{of}: {fact.source.key}"))
-        for fact in trainer.facts(self.scalars, self.path):  # numbers and switches that a bank itself keeps
-            if fact.name.startswith("bank_"):
+                stated.setdefault(fact.name, replace(fact, source=Source(self.path, f"{of}: {fact.source.key}")))
+        yield from stated.values()
+        own = [fact for fact in trainer.facts(self.scalars, self.path) if fact.name.startswith("bank_")]
+        waits = any(fact.name == "bank_warmup" and fact.value > 0 for fact in (*stated.values(), *own))
+        for fact in own:  # numbers and switches that a bank itself keeps
+            state = fact.source.key in self.buffers or STATE.search(fact.source.key)
+            if not (waits and fact.value is False and state):
                 yield fact
         decay = [rate for group in self.groups if isinstance(rate := group.get("weight_decay"), (int, float))]
         if decay:

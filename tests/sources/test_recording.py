@@ -16,6 +16,7 @@ from fgclip_doctor.run import Missing, Run
 from fgclip_doctor.sources import load
 from fgclip_doctor.sources.following import Following
 from fgclip_doctor.sources.recording import NEWEST
+from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
 
 K, D = 12, 8
 BUFFERS = [
@@ -145,3 +146,46 @@ def test_a_rate_of_0_before_a_warmup_that_is_set_by_hand_is_no_frozen_group(
     model = {"kind": "model", "step": 0, "parameters": [HEAD], "buffers": [], "groups": [start]}
     run = recorded(tmp_path, model, pointer(1, 0))
     assert run.optimizer.groups[0].initial_lr == known
+
+
+@pytest.mark.parametrize(
+    ("switch", "warmup", "configured"),
+    [
+        ("bank.queue_on", 10, None),
+        ("bank.bank_enabled", 10, None),
+        ("use_queue", 10, False),
+        ("queue_on", 0, False),
+    ],
+)
+def test_what_a_warmup_sets_is_no_configuration(
+    tmp_path: Path, switch: str, warmup: int, configured: bool | None
+) -> None:
+    arguments = {"kind": "arguments", "of": "Namespace", "values": {"queue_warmup_steps": warmup}}
+    run = recorded(tmp_path, arguments, {"kind": "scalars", "step": 40, "values": {switch: False}})
+    fact = run.facts.get("bank_enabled")
+    assert (None if fact is None else fact.value) == configured
+
+
+def test_a_buffer_is_no_configuration(tmp_path: Path) -> None:
+    buffers = [*BUFFERS, ["use_memory_bank", [], "bool"]]
+    model = {"kind": "model", "step": 0, "parameters": [HEAD], "buffers": buffers, "groups": [{"lr": 1e-3}]}
+    seen = {"kind": "scalars", "step": 40, "values": {"use_memory_bank": False, "bank.queue_warmup_steps": 10}}
+    assert "bank_enabled" not in recorded(tmp_path, model, seen).facts
+
+
+def test_what_the_arguments_switch_off_is_off(tmp_path: Path) -> None:
+    told = {"queue_warmup_steps": 10, "use_memory_bank": False}
+    arguments = {"kind": "arguments", "of": "Namespace", "values": told}
+    run = recorded(tmp_path, arguments, {"kind": "scalars", "step": 40, "values": {"bank.queue_on": False}})
+    assert run.facts["bank_enabled"].value is False
+
+
+@pytest.mark.parametrize("seen", [(False, False), (False, True), (True, False)])
+def test_a_switch_that_stays_off_is_a_bank_that_was_never_active(tmp_path: Path, seen: tuple[bool, bool]) -> None:
+    arguments = {"kind": "arguments", "of": "Namespace", "values": {"queue_warmup_steps": 10}}
+    looks = [
+        {"kind": "scalars", "step": at, "values": {"bank.queue_on": on}} for at, on in zip((20, 40), seen, strict=True)
+    ]
+    run = recorded(tmp_path, arguments, *rows(1, 1.0), *looks, pointer(40, 9), *rows(40, 2.0))
+    messages = [finding.message for finding in bank_never_active(run)]
+    assert ["switched off" in one for one in messages] == ([] if any(seen) else [True])

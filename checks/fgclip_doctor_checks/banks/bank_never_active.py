@@ -30,8 +30,10 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
         among them is named where the model itself keeps a longer warmup than the configuration, and is still in it.
     Benign: A warmup that may still be running, in whatever clock it is counted; of unknown length, it may last for
         `patience` steps and a `share` of the run. A pointer at 0 over encoded rows is a ring that has just wrapped. A
-        bank that the configuration switches off is not missed. That no recorded loss has the rows among its candidates
-        proves nothing by itself: they may serve as positives, or in a loss that is written by hand or compiled.
+        bank that the configuration switches off is not missed; in a recording, a buffer or a module's ``queue_on`` or
+        ``bank_enabled`` beside a warmup is no configuration, but what is set when that is over. That no recorded loss
+        has the rows among its candidates proves nothing by itself: they may serve as positives, or in a loss that is
+        written by hand or compiled.
     Fix: Switch the bank on when the counter passes the warmup, count both in optimizer steps, print the activation, and
         assert that the pointer advances.
     Sources: He et al. 2020, "Momentum Contrast"; Wang et al. 2020, "Cross-Batch Memory for Embedding Learning" (start
@@ -42,7 +44,7 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
         raise Missing("the configuration switches the memory bank off")
     if not warmup_over(run, patience=patience, share=share, checkpoint=bank.checkpoint):
         raise Missing("the bank may still be in its warmup")
-    message = _unused(bank) or _frozen(run, bank) or _waiting(run, bank)
+    message = _unused(run, bank) or _frozen(run, bank) or _waiting(run, bank)
     if message:
         source = bank.sources
         warmup = run.facts.get("bank_warmup")
@@ -79,8 +81,10 @@ def _candidates(run: Run, bank: Bank) -> Iterator[Evidence]:
             )
 
 
-def _unused(bank: Bank) -> str | None:
+def _unused(run: Run, bank: Bank) -> str | None:
     """What shows that the bank of one checkpoint isn't used."""
+    if bank.enabled is False and _was_on(run):
+        return None
     if bank.enabled is False:
         return f"The memory bank ({bank.size} rows) is still switched off: its negatives have never counted."
     if bank.pointer or bank.full:
@@ -102,6 +106,12 @@ def _unused(bank: Bank) -> str | None:
         f"Nothing was ever enqueued in the memory bank: its pointer is at {bank.pointer or 0} and {state}, so its "
         f"{bank.size} negatives are lost."
     )
+
+
+def _was_on(run: Run) -> bool:
+    """Whether a recording has seen the switch on at any look."""
+    switch = run.series.get(run.roles.get("bank.enabled", ""))
+    return switch is not None and bool(switch.values.any())
 
 
 def _frozen(run: Run, bank: Bank) -> str | None:
