@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SPREAD_FROM = 4  # calls: their spread is an error bar; of fewer, the hits alone are counted
+SPREAD_FROM = 8  # calls: their spread is an error bar; of fewer, the hits alone are counted
 
 
 @check("FGD803", "rank-labels-wrong", Severity.ERROR)
