@@ -1,10 +1,13 @@
 """FGD402."""
 
+import re
 from collections.abc import Iterator
 from math import ceil
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.bank import forwards
+
+FORWARDS = re.compile(r"forward|fwd|micro", re.IGNORECASE)  # a counter that is meant to count them
 
 
 @check("FGD402", "clock-ratio-wrong", Severity.WARNING)
@@ -12,12 +15,14 @@ def clock_ratio_wrong(run: Run, *, tolerance: float = 0.02) -> Iterator[Finding]
     """The forwards and the optimizer's steps are not in the ratio of the configured accumulation.
 
     Why: whatever is timed by a counter of forwards (a bank's warmup, a schedule) then runs in a clock that nobody
-    meant. A ratio of 1 counts steps; twice the accumulation counts the second forward of gradient checkpointing. Where
-    the steps themselves come too soon, the batch of each is smaller than it was meant to be, and the schedule shorter.
+    meant. A ratio of 1 counts steps, where forwards were meant; twice the accumulation counts the second forward of
+    gradient checkpointing. Where the steps themselves come too soon, the batch of each is smaller than it was meant to
+    be, and the schedule shorter.
     Evidence: a recording's own clocks, where both forwards and backward passes are too few for a step; and the model's
     counter over the steps, between the first and the last checkpoint where there are two.
     Benign: an epoch whose last accumulation is short, as far as the sizes allow it; evaluation forwards, up to half as
-    many again; an accumulation in progress. A recording with more forwards or backward passes for a step: several views
+    many again; an accumulation in progress; a counter of optimizer steps, unless its name or the configuration says
+    that it counts forwards. A recording with more forwards or backward passes for a step: several views
     or losses, or steps that a gradient scaler skipped.
     Fix: step once after all micro-batches of an accumulation; count in training mode only, outside of checkpointed
     code, once per forward; or time by the trainer's step.
@@ -46,6 +51,8 @@ def clock_ratio_wrong(run: Run, *, tolerance: float = 0.02) -> Iterator[Finding]
     ratio = count / steps
     highest = accumulation * (1.5 if any(name.startswith("eval") for name in run.series) else 1 + tolerance)
     slack = accumulation / steps
+    if abs(ratio - 1) <= tolerance + 1 / steps and not _meant_as_forwards(run, counter):
+        return
     exact = _explanation(run, ratio, accumulation, slack)
     if _lowest(run, accumulation) * (1 - tolerance) - slack <= ratio <= highest + slack or (
         ratio > highest and highest > accumulation * (1 + tolerance) and not exact
@@ -66,6 +73,13 @@ def clock_ratio_wrong(run: Run, *, tolerance: float = 0.02) -> Iterator[Finding]
             ),
         ),
     )
+
+
+def _meant_as_forwards(run: Run, counter: str) -> bool:
+    """Whether its name, or the declared clock of the bank, says so; else one that ticks once a step counts steps."""
+    clock = run.facts.get("bank_clock")
+    named = FORWARDS.search(counter.rpartition(".")[2]) is not None
+    return named or (clock is not None and clock.value == "forward")
 
 
 def _steps_too_soon(run: Run, accumulation: float, tolerance: float) -> Finding | None:

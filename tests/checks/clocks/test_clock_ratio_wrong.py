@@ -13,11 +13,11 @@ from tests.live.test_recorder import train
 from tests.runs import checkpoint, run, series, tensor
 
 
-def counted(*pairs: tuple[int, int], evaluated: bool = False, **facts: Any) -> Run:
+def counted(*pairs: tuple[int, int], evaluated: bool = False, name: str = "forward_count", **facts: Any) -> Run:
     """Checkpoints at (step, forwards)."""
-    saved = [checkpoint({"calls": tensor("calls", forwards, "int64")}, step) for step, forwards in pairs]
+    saved = [checkpoint({name: tensor(name, forwards, "int64")}, step) for step, forwards in pairs]
     logged = [series("eval_loss", [1.0])] if evaluated else []
-    return run(*saved, facts={"accumulation": 8, **facts}, roles={"clock.forwards": "calls"}, logged=logged)
+    return run(*saved, facts={"accumulation": 8, **facts}, roles={"clock.forwards": name}, logged=logged)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,18 @@ def test_a_wrong_ratio_is_explained_where_it_can_be(forwards: int, told: str) ->
 )
 def test_what_has_a_sound_reason_is_quiet(case: Run) -> None:
     assert not list(clock_ratio_wrong(case))
+
+
+@pytest.mark.parametrize("name", ["bank.step", "tick_count", "calls"])
+@pytest.mark.parametrize("pairs", [((240, 240),), ((80, 79),), ((1, 0), (80, 79))], ids=["exact", "late", "between"])
+def test_a_counter_of_optimizer_steps_is_sound_by_itself(name: str, pairs: tuple[tuple[int, int], ...]) -> None:
+    assert not list(clock_ratio_wrong(counted(*pairs, name=name)))
+
+
+def test_a_counter_of_steps_is_told_where_forwards_were_meant() -> None:
+    [finding] = clock_ratio_wrong(counted((240, 240), name="bank.step", bank_clock="forward"))
+    assert "counts optimizer steps" in finding.message
+    assert list(clock_ratio_wrong(counted((240, 480), name="bank.step")))
 
 
 def test_evaluation_does_not_explain_an_exact_double() -> None:
