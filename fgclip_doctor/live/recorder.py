@@ -199,9 +199,8 @@ class Recorder:
             self.modes_at = step
             if self.looks is not None:
                 self.looks.listen(self.hooks.guard)
-            for name, module in self.subject.modules():
-                if not module.training:
-                    self.evaluating[name or "the model"] = self.evaluating.get(name or "the model", 0) + 1
+            for name in {name or "the model" for name, module in self.subject.modules() if not module.training}:
+                self.evaluating[name] = self.evaluating.get(name, 0) + 1
 
     def _around_scaler(self, original: Function) -> Function:
         def step(*args: Any, **kwargs: Any) -> Any:
@@ -567,7 +566,10 @@ class Recorder:
         return gather
 
     def _see_gather(self, name: str, carries: bool, given: Tensor) -> None:
-        if given.dim() == 2 and given.is_floating_point() and (self.inside_forward or self.clocks["forwards"]):
+        begun = (
+            self.inside_forward or self.clocks["forwards"] or self.clocks["backwards"]
+        )  # not the set-up of a wrapper
+        if given.dim() == 2 and given.is_floating_point() and begun:
             key = (
                 f"torch.distributed{'.nn' if carries else ''}.{name}",
                 (given.shape[1],),

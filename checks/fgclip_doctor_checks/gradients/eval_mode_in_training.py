@@ -34,17 +34,18 @@ def eval_mode_in_training(run: Run, *, share: float = 0.5, looks: int = 3) -> It
     for name in sorted(often):
         if any(name != other and (other == ROOT or name.startswith(f"{other}.")) for other in often):
             continue
-        inside = _trained(run, rank, name)
+        inside = _trained(run, rank, name, often)
         if inside:
             yield _finding(run, rank, name, inside, looked)
 
 
-def _trained(run: Run, rank: Rank, module: str) -> list[str]:
-    """The parameters in a module that are trained, if any of them is a matrix."""
+def _trained(run: Run, rank: Rank, module: str, evaluating: set[str]) -> list[str]:
+    """The trained parameters in a module whose own modules are in evaluation mode, if any of them is a matrix."""
     inside = [
         one
         for one in rank.parameters.values()
         if (module == ROOT or one.name.startswith(f"{module}."))
+        and (one.name.rpartition(".")[0] or ROOT) in evaluating  # a parent may stay so when its children train again
         and one.trainable
         and one.group is not None
         and not planned_frozen(run, one.name)

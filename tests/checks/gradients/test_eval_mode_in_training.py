@@ -20,9 +20,15 @@ def seen(
     plan: Plan | None = None,
     looks: int = 20,
     since: dict[str, tuple[int, int]] | None = None,
+    inside: bool = True,
 ) -> Run:
     parameters = [parameter(WEIGHT, trainable=trainable), parameter(BIAS, trainable=trainable, shape=(8,))]
     head = parameter("visual_projection.weight")
+    for one in parameters:  # with a module that is put into evaluation mode go those inside
+        above = [name for name in evaluating if name == "the model" or one.name.startswith(f"{name}.")]
+        if above and inside:
+            evaluating = {**evaluating, one.name.rpartition(".")[0]: max(evaluating[name] for name in above)}
+            since = {**(since or {}), one.name.rpartition(".")[0]: next(iter((since or {}).values()), (0, 0))}
     made = watched(*parameters, head, roles={}, evaluating=evaluating, plan=plan, evaluating_since=since or {})
     made.series["learning_rate"] = series("learning_rate", [1e-4] * looks)
     return made
@@ -51,6 +57,7 @@ def test_a_model_that_an_evaluation_left_in_evaluation_mode_is_named_though_most
     [
         seen({"vision_model": 2}, since={"vision_model": (40, 2)}),
         seen({"vision_model": 9}, since={}),
+        seen({"the model": 20, "vision_model": 20}, inside=False),
         seen({}),
         seen({"vision_model": 9}),
         seen({"vision_model": 20}, trainable=False),
@@ -61,6 +68,7 @@ def test_a_model_that_an_evaluation_left_in_evaluation_mode_is_named_though_most
     ids=[
         "in two looks",
         "again in training mode",
+        "its children are in training mode",
         "training mode",
         "in fewer than half",
         "frozen",
