@@ -43,6 +43,7 @@ from fgclip_doctor.live.subject import (
     unwrapped,
 )
 
+JOINING = 2  # steps until which an optimizer of another model joins those that are watched
 DENSE_STEPS = 3  # of which each is looked at, so that a fault shows soon
 EVERY = 10  # then every so many, twice as often up to `OFTEN`, and fewer as the run gets long
 OFTEN = 20
@@ -326,13 +327,9 @@ class Recorder:
             self._take(subject)
 
     def _take(self, subject: Subject) -> None:
-        for module in (subject.inner, subject.model):
-            self._hook_class(type(module))
         rank, world = rank_and_world()
         self.journal = Journal(self.directory, rank)
-        self.subject = subject
-        self.looks = Looks(subject, self.fetcher, self._write)
-        self.hooks.undo.append(self.looks.deafen)
+        looks = self._follow(subject)
         self._write(
             "start",
             version=VERSION,
@@ -345,7 +342,7 @@ class Recorder:
             model=type(subject.model).__name__,
             optimizers=[type(one).__name__ for one in subject.optimizers],
         )
-        self.looks.describe(self.clocks["steps"])
+        looks.describe(self.clocks["steps"])
         if self.dry_steps and rank == 0:
             self.state = dry.State(subject, self._write)
         for of, values in configurations(subject):
@@ -473,6 +470,7 @@ class Recorder:
     def _after_step(self, optimizer: Optimizer) -> None:
         self.fetcher.poll()
         if not self._is_first(optimizer) and not self._takes_over(optimizer):
+            self._joins(optimizer)
             return
         if self._again():
             return
@@ -497,6 +495,23 @@ class Recorder:
         subject.count_steps_of(optimizer)
         self.pace.begin(self.clocks["steps"])
         return True
+
+    def _joins(self, optimizer: Optimizer) -> None:
+        """Towers may be models of their own, each with its optimizer, of which all step from the start."""
+        subject = self.subject
+        if subject is None or self.clocks["steps"] > JOINING or any(one is optimizer for one in subject.optimizers):
+            return
+        whole = found_for([*subject.optimizers, optimizer], sites.outside(sys._getframe(1)), together=True)
+        if whole is not None and whole.called() is subject.called():
+            self._follow(whole)
+
+    def _follow(self, subject: Subject) -> Looks:
+        for module in (subject.inner, subject.model):
+            self._hook_class(type(module))
+        self.subject = subject
+        self.looks = Looks(subject, self.fetcher, self._write)
+        self.hooks.undo.append(self.looks.deafen)
+        return self.looks
 
     def _look(self) -> None:
         """At what a step has made of the model."""

@@ -176,15 +176,17 @@ def _there(reference: weakref.ref[nn.Module]) -> nn.Module:
 # --- finding it -----------------------------------------------------------------------------------------------------
 
 
-def found_for(optimizers: Sequence[Optimizer], frame: FrameType | None) -> Subject | None:
-    """The modules that hold what these optimizers update, the one with the most of it first; None where none does.
+def found_for(optimizers: Sequence[Optimizer], frame: FrameType | None, *, together: bool = False) -> Subject | None:
+    """The modules that hold what the largest of these optimizers updates, or with `together` all of them, the one with
+    the most of it first; None where none does.
 
     `frame` is where the training stands: its variables name modules and parameters that are in no other module.
     """
     ordered = sorted(optimizers, key=lambda one: -numbers_of(one))
-    missing = {id(one): one for optimizer in ordered[:1] for one in held(optimizer)}
+    leading = ordered if together else ordered[:1]
+    missing = {id(one): one for optimizer in leading for one in held(optimizer)}
     chosen: list[nn.Module] = []
-    for root in roots_of(ordered[0]) if ordered else []:
+    for root in (root for optimizer in leading for root in roots_of(optimizer)):
         own = missing.keys() & set(map(id, root.parameters()))
         if own:
             chosen.append(root)

@@ -38,7 +38,7 @@ FACT_KEYS: dict[str, tuple[str, ...]] = {
         "accumulation",
     ),
     "world_size": ("world_size",),
-    "max_steps": ("max_steps", "total_steps", "num_training_steps"),
+    "max_steps": ("max_steps", "total_steps", "num_training_steps", "max_train_steps", "num_train_steps"),
     "num_epochs": ("num_train_epochs", "num_epochs", "epochs"),
     "global_step": ("global_step",),
     "dataset_size": ("dataset_size", "train_num_samples", "num_train_samples"),

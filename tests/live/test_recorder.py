@@ -280,3 +280,26 @@ def test_where_masters_are_updated_the_model_is_watched(tmp_path: Path) -> None:
     assert [parameters[name].group for name in ("eye.0.weight", "ear.weight")] == [0, 1]
     assert not {"grad_norm", "update ratio/ear"} & run.series.keys()
     assert not model.ear.weight._backward_hooks
+
+
+def test_towers_with_an_optimizer_each_are_watched_together(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.start()
+    pictures, words = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)), nn.Linear(16, 8)
+    of_pictures, of_words = (torch.optim.AdamW(one.parameters()) for one in (pictures, words))
+    for _ in range(12):
+        x = torch.randn(4, 16)
+        logits = 10 * F.normalize(pictures(x), dim=-1) @ F.normalize(words(x), dim=-1).T
+        F.cross_entropy(logits, torch.arange(4)).backward()
+        for optimizer in (of_pictures, of_words):
+            optimizer.step()
+            optimizer.zero_grad()
+    recorder.stop(0)
+    rank = read(tmp_path).watched.first
+    assert {name: one.group for name, one in rank.parameters.items() if one.name.endswith("weight")} == {
+        "pictures.0.weight": 0,
+        "pictures.2.weight": 0,
+        "words.weight": 1,
+    }
+    assert {one.gradient for one in rank.parameters.values()} == {"some"}
+    assert rank.clocks["steps"] == 12
