@@ -29,7 +29,8 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
         and, where they were recorded, the candidates of the losses. A full bank whose rows no recorded loss has had
         among them is named where the model itself keeps a longer warmup than the configuration, and is still in it.
     Benign: A warmup that may still be running, in whatever clock it is counted; of unknown length, it may last for
-        `patience` steps and a `share` of the run. A pointer at 0 over encoded rows is a ring that has just wrapped. A
+        `patience` steps and a `share` of the run, or until a recorded loss has as many candidates as there are with all
+        rows. A pointer at 0 over encoded rows is a ring that has just wrapped. A
         bank that the configuration switches off is not missed; in a recording, a buffer or a module's ``queue_on`` or
         ``bank_enabled`` beside a warmup is no configuration, but what is set when that is over. That no recorded loss
         has the rows among its candidates proves nothing by itself: they may serve as positives, or in a loss that is
@@ -42,7 +43,7 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
     bank = memory_bank(run)
     if switched_off(run):
         raise Missing("the configuration switches the memory bank off")
-    if not warmup_over(run, patience=patience, share=share, checkpoint=bank.checkpoint):
+    if not warmup_over(run, patience=patience, share=share, checkpoint=bank.checkpoint) and not _counted(run, bank):
         raise Missing("the bank may still be in its warmup")
     message = _unused(run, bank) or _frozen(run, bank) or _waiting(run, bank)
     if message:
@@ -67,6 +68,17 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
             ),
             explained_by=explaining("FGD201"),
         )
+
+
+def _counted(run: Run, bank: Bank, steps: int = 20) -> bool:
+    """Whether a recorded loss has had as many candidates for so long that all rows must be among them."""
+    for site in run.recording.first.sites if run.recording else ():
+        beside = site.candidates - bank.size  # the anchors of all ranks, or as in MoCo the positive alone
+        world = run.recording.first.world_size if run.recording else 1
+        whole = (beside == site.anchors) | (beside == world * site.anchors) | (beside == 1)
+        if whole.any() and int(site.steps[whole].max() - site.steps[whole].min()) >= steps:
+            return True
+    return False
 
 
 def _candidates(run: Run, bank: Bank) -> Iterator[Evidence]:

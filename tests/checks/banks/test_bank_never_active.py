@@ -190,3 +190,17 @@ def test_flips_at_the_end_of_the_warmup() -> None:
     assert messages(bank_run(unused, max_steps=480), share=0.5)
     with pytest.raises(Missing):
         messages(bank_run(unused, max_steps=481), share=0.5)
+
+
+@pytest.mark.parametrize(("candidates", "calls", "told"), [(160, 21, 1), (129, 21, 1), (160, 20, 0), (150, 21, 0)])
+def test_a_warmup_of_unknown_length_is_over_where_all_rows_have_counted_for_long(
+    candidates: int, calls: int, told: int
+) -> None:
+    """Rows that nothing was written to: with the batch's 32 candidates, or as in MoCo with the positive alone."""
+    run = bank_run(saved(NOISE, pointer=0, full=False, step=40))
+    run.recording = Recording((rank(0, site(anchors=32, candidates=candidates, calls=calls)),), 40)
+    if told:
+        assert "Nothing was ever enqueued" in messages(run)[0]
+    else:
+        with pytest.raises(Missing, match="warmup"):
+            messages(run)
