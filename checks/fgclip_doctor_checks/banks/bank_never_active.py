@@ -27,7 +27,8 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
     Evidence: The pointer, the fill flag and the saved switch, the rows against random rows, and rows that are
         bit-identical in two checkpoints or looks of a recording; beside the steps and forwards done, the bank's warmup
         and, where they were recorded, the candidates of the losses. A full bank whose rows no recorded loss has had
-        among them is named where the model itself keeps a longer warmup than the configuration, and is still in it.
+        among them is named where the model itself keeps a longer warmup than the configuration, and is still in it; or
+        where its ring has wrapped and a flag beside it, of whatever name, was never set.
     Benign: A warmup that may still be running, in whatever clock it is counted; of unknown length, it may last for
         `patience` steps and a `share` of the run, or until a recorded loss has as many candidates as there are with all
         rows. A pointer at 0 over encoded rows is a ring that has just wrapped. A
@@ -45,7 +46,7 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
         raise Missing("the configuration switches the memory bank off")
     if not warmup_over(run, patience=patience, share=share, checkpoint=bank.checkpoint) and not _counted(run, bank):
         raise Missing("the bank may still be in its warmup")
-    message = _unused(run, bank) or _frozen(run, bank) or _waiting(run, bank)
+    message = _unused(run, bank) or _frozen(run, bank) or _waiting(run, bank) or _unready(run, bank)
     if message:
         source = bank.sources
         warmup = run.facts.get("bank_warmup")
@@ -148,4 +149,28 @@ def _waiting(run: Run, bank: Bank) -> str | None:
     return (
         f"The memory bank is full, and no loss has had one of its {bank.size} rows among its candidates: the model's "
         f"own {own.name} is {own.item():g}, where the configuration says {run.number('bank_warmup'):g}."
+    )
+
+
+def _unready(run: Run, bank: Bank) -> str | None:
+    """What shows that a ring has wrapped, and that a flag beside it, of whatever name, still keeps it out of losses."""
+    pointer = run.series.get(run.roles.get("bank.pointer", "")) if run.recording else None
+    if (
+        pointer is None
+        or among_candidates(run, bank) is not False
+        or not (pointer.values[1:] < pointer.values[:-1]).any()
+    ):
+        return None
+    modules = {key.name.rpartition(".")[0] for key in bank.keys.values()}
+    flags = (
+        name
+        for name, tensor in bank.checkpoint.tensors.items()
+        if tensor.dtype == "bool" and tensor.size == 1 and name.rpartition(".")[0] in modules
+    )
+    unset = next((one for one in flags if one in run.series and not run.series[one].values.any()), None)
+    if unset is None:
+        return None
+    return (
+        f"The ring of the memory bank has wrapped, {unset} was never set, and no loss has had one of its {bank.size} "
+        "rows among its candidates: they are lost."
     )

@@ -11,7 +11,7 @@ from fgclip_doctor.observations import observe
 from fgclip_doctor.recorded import Columns, LossSite, Recording
 from fgclip_doctor.run import Fact, Source
 from fgclip_doctor_checks.banks.bank_never_active import bank_never_active
-from tests import features
+from tests import features, runs
 from tests.features import bank_run, saved
 from tests.runs import series
 from tests.watched_ranks import rank, site
@@ -204,3 +204,24 @@ def test_a_warmup_of_unknown_length_is_over_where_all_rows_have_counted_for_long
     else:
         with pytest.raises(Missing, match="warmup"):
             messages(run)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "ready", "loss", "told"),
+    [
+        ([96, 20, 40], [0, 0, 0], BATCH, 1),
+        ([20, 40, 96], [0, 0, 0], BATCH, 0),  # it hasn't wrapped yet
+        ([96, 20, 40], [0, 1, 1], BATCH, 0),
+        ([96, 20, 40], [0, 0, 0], joining(160), 0),
+    ],
+)
+def test_a_flag_of_any_name_that_keeps_a_full_ring_out(
+    pointer: list[int], ready: list[int], loss: LossSite, told: int
+) -> None:
+    flag = runs.tensor("is_ready", np.array([False]), "bool")
+    run = bank_run(saved(CONE, pointer=40, full=None, more={"is_ready": flag}), bank_size=128, bank_warmup=50)
+    run.recording = Recording((rank(0, loss),), 240)
+    run.series = {"queue_ptr": series("queue_ptr", pointer), "is_ready": series("is_ready", ready)}
+    found = messages(run)
+    assert len(found) == told
+    assert all("is_ready was never set" in one for one in found)
