@@ -45,6 +45,7 @@ model = Towers()
 if "--ranks" in sys.argv:
     torch.distributed.init_process_group("gloo")
     called = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    torch.manual_seed(1 + torch.distributed.get_rank())  # each rank has pairs of its own
 else:
     called = model
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)  # which would pull at the scale

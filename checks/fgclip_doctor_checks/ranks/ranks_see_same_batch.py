@@ -6,7 +6,7 @@ from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
 from fgclip_doctor.ranks import agreement, compared
 
 
-@check("FGD805", "ranks-see-same-batch", Severity.ERROR)
+@check("FGD805", "ranks-see-same-batch", Severity.WARNING)
 def ranks_see_same_batch(run: Run, *, steps: int = 3) -> Iterator[Finding]:
     """Every rank trains on the same samples, so all but one of them add nothing.
 
