@@ -31,6 +31,7 @@ from fgclip_doctor.live.hooks import Function, Hooks
 from fgclip_doctor.live.journal import VERSION, Journal
 from fgclip_doctor.live.launcher import OVERFIT, STEPS
 from fgclip_doctor.live.looks import Looks
+from fgclip_doctor.live.measured import MEASURED, Call, Losses
 from fgclip_doctor.live.subject import (
     SCALARS,
     Subject,
@@ -71,6 +72,7 @@ class Recorder:
         self.subject: Subject | None = None
         self.looks: Looks | None = None
         self.fetcher = Fetcher()
+        self.losses = Losses(self.fetcher)
         self.clocks = dict.fromkeys(CLOCKS, 0)
         self.began = time.perf_counter()
         self.in_backward = False
@@ -136,6 +138,7 @@ class Recorder:
             if self.saving:
                 self._write("saved", step=step)
             self.fetcher.poll(wait=True)
+            self.losses.measure()
             self._write("end", code=code, **self.clocks, seconds=self.hooks.so_far)
             self.journal.close()
 
@@ -195,6 +198,7 @@ class Recorder:
         elif self.subject.gone:  # the next model of the process is not watched
             self.stop(0)
             return
+        self.losses.measure()  # now, lest a process that is killed in its step lose them
         step = self.clocks["steps"]
         if self.subject is not None and self.pace.looking and self.modes_at != step:  # once a step
             self.modes_at = step
@@ -368,7 +372,7 @@ class Recorder:
 
         return known
 
-    def _see_loss(self, call: sites.Call) -> None:
+    def _see_loss(self, call: Call) -> None:
         if self.in_backward or not torch.is_grad_enabled() or self.journal is None:
             return
         del self.course[self.place :]  # another course from here on
@@ -382,7 +386,7 @@ class Recorder:
         if site in self.known:
             self._tell_columns(site, *call.logits.shape)
 
-    def _measure(self, call: sites.Call, site: str) -> None:
+    def _measure(self, call: Call, site: str) -> None:
         self.calls[site] = self.calls.get(site, 0) + 1
         if self.calls[site] > SITE_CALLS or (site not in self.known and len(self.known) >= sites.MAX_SITES):
             return
@@ -391,11 +395,9 @@ class Recorder:
         fields = {"step": self.clocks["steps"], "forward": self._forward, "gradient": call.logits.requires_grad}
 
         def arrived(values: list[float]) -> None:
-            self._write(
-                "loss", site=number, name=site, of=kind, **fields, **dict(zip(sites.MEASURED, values, strict=True))
-            )
+            self._write("loss", site=number, name=site, of=kind, **fields, **dict(zip(MEASURED, values, strict=True)))
 
-        if not sites.measure(call, self.fetcher, arrived):
+        if not self.losses.add(call, arrived):
             return
         self.known[site] = number
         if new and rank_and_world()[1] > 1 and (seen := sites.reach(call.logits)) is not None:
@@ -469,6 +471,7 @@ class Recorder:
 
     def _after_step(self, optimizer: Optimizer) -> None:
         self.fetcher.poll()
+        self.losses.measure()
         if not self._is_first(optimizer) and not self._takes_over(optimizer):
             self._joins(optimizer)
             return

@@ -10,41 +10,26 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from fgclip_doctor.live.fetch import Fetcher
+from fgclip_doctor.live.measured import Call
 
 MAX_SITES = 64
 MAX_CANDIDATES = 1 << 20  # columns; a wider matrix of logits is no contrastive one
-FEW = 1 << 14  # logits that numpy measures, at a fifth of what torch's forty small operations cost
-LOWEST = -5e3  # a logit below it is masked out: the mildest of the customary masks adds -1e4, and scales end at 1,000
-MEASURED = ("anchors", "candidates", "loss", "null", "top1", "twins", "first", "last", "lowest", "highest")
 MAX_STEPS = 16  # from the product of features back to where they were gathered
 MAX_NODES = 256  # of an autograd graph, that are looked at behind one matrix of logits
 PRODUCTS = ("MmBackward", "AddmmBackward", "BmmBackward", "BaddbmmBackward")
 TRANSPOSES = ("TBackward", "TransposeBackward", "PermuteBackward", "NumpyTBackward", "MTBackward")
 LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a loss: where, of which kind, and what it was given."""
-
-    site: str
-    kind: str  # "softmax" or "sigmoid"
-    logits: Tensor  # (anchors, candidates)
-    targets: Tensor | None  # (anchors,), or for a sigmoid loss (anchors, candidates) or None
-    ignored: int
 
 
 Observe = Callable[[Call], None]
@@ -108,76 +93,6 @@ def watch(observe: Observe, known: Known) -> Callable[[], None]:
                 setattr(owner, name, original)
 
     return end
-
-
-def measure(call: Call, fetcher: Fetcher, arrived: Callable[[list[float]], None]) -> bool:
-    """Numbers in the order of `MEASURED`, for `arrived`. False where there are none, as of soft targets."""
-    logits, targets = call.logits.detach(), call.targets
-    shape = logits.shape
-    if call.kind == "softmax":
-        if targets is None or targets.shape != shape[:1] or targets.is_floating_point():
-            return False
-    elif shape[0] > shape[1] or (targets is not None and targets.shape != shape):
-        return False
-    given = [logits if logits.dtype == torch.float32 else logits.float()]
-    given += [targets.detach()] if targets is not None else []
-    if logits.numel() <= FEW and type(logits) is Tensor:
-
-        def here(copies: list[Tensor]) -> None:
-            values = [one.numpy() for one in copies]
-            with np.errstate(all="ignore"):
-                arrived([float(one) for one in _measured(call_kind, call_ignored, np, np.arange(max(shape)), *values)])
-
-        call_kind, call_ignored = call.kind, call.ignored  # and not the call itself, which holds the graph
-        fetcher.copy(given, here)
-        return True
-    with torch.no_grad():
-        found = _measured(call.kind, call.ignored, torch, torch.arange(max(shape), device=logits.device), *given)
-        fetcher.take([one if isinstance(one, Tensor) else logits.new_full((), one) for one in found], arrived)
-    return True
-
-
-def _measured(kind: str, ignored: int, xp: Any, index: Any, logits: Any, targets: Any = None) -> Sequence[Any]:
-    """With `xp`, which is torch or numpy; `index` counts from 0 beyond either side of the logits."""
-    return _sigmoid(xp, index, logits, targets) if kind == "sigmoid" else _softmax(xp, index, logits, targets, ignored)
-
-
-def _softmax(xp: Any, index: Any, logits: Any, targets: Any, ignored: int) -> Sequence[Any]:
-    """`logits` (anchors, candidates), `targets` (anchors,)."""
-    anchors, candidates = logits.shape
-    kept = targets != ignored  # (anchors,)
-    columns = targets.clip(0, candidates - 1)
-    allowed = logits > LOWEST
-    highest = xp.amax(logits, 1)  # (anchors,)
-    row = xp.log(xp.exp(logits - highest[:, None]).sum(1)) + highest
-    counts = allowed.sum(1).clip(1)
-    level = xp.where(allowed, logits, 0.0).sum(1) / counts
-    positive = logits[index[:anchors], columns]
-    hit = logits.argmax(1) == columns
-    same, coarse = _twins(xp, logits, positive[:, None])
-    of_each = xp.stack([counts, row - positive, row - level, hit, same])  # (5, anchors)
-    number = kept.sum()
-    *means, twins = (of_each * (kept / number.clip(1))).sum(1)
-    offsets = columns - index[:anchors]
-    return (
-        *(number, *means, xp.where(coarse, math.nan, twins)),
-        *(offsets.min(), offsets.max(), columns.min(), columns.max()),
-    )
-
-
-def _twins(xp: Any, logits: Any, positive: Any) -> tuple[Any, Any]:
-    """For which anchors another candidate has the positive's very logit, (anchors,): it is the positive, again.
-
-    And whether the logits are so coarse, (), as in bfloat16, that neighbours are equal by themselves.
-    """
-    exact = 4e-6 * xp.abs(positive).clip(1)  # of float32: two products of the same vectors, summed differently
-    same = (xp.abs(logits - positive) <= exact).sum(1) > 1
-    if xp is np and not same.any():  # which of a GPU would be to wait for it
-        return same, np.False_
-    usable = logits[:, 1:] > LOWEST
-    equal = (logits[:, 1:] == logits[:, :-1]) & usable
-    equal = equal & ~equal.all(0)  # a candidate that is there twice is so for every anchor
-    return same, equal.sum() > 1e-4 * usable.sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,24 +172,6 @@ def _shape(node: Any) -> tuple[int, ...]:
 
 def _numbers(node: Any) -> int:
     return math.prod(_shape(node)) if node is not None else 0
-
-
-def _sigmoid(xp: Any, index: Any, given: Any, targets: Any) -> Sequence[Any]:
-    """Of ``label * logit``, or of logits with a matrix of targets. The positives are taken to be the diagonal."""
-    anchors, candidates = given.shape
-    positives = index[:anchors, None] == index[:candidates]
-    logits = given if targets is not None else xp.where(positives, given, -given)
-    off = 0.0 if targets is None else ((targets > 0.5) != positives).any()  # 0: the diagonal it is
-    others = xp.where(positives, 0.0, logits).sum(1) / (candidates - 1)  # the mean negative of each row
-    signed = xp.where(positives, logits, -logits)
-    mean_instead = xp.where(positives, others[:, None], -logits)
-    hit = (logits.argmax(1) == index[:anchors]).sum() / anchors
-    loss, null = (_softplus(xp, -one).sum() / anchors for one in (signed, mean_instead))
-    return (float(anchors), float(candidates), loss, null, hit, math.nan, off, off, 0.0, float(anchors - 1))
-
-
-def _softplus(xp: Any, values: Any) -> Any:
-    return xp.log1p(xp.exp(-xp.abs(values))) + values.clip(0)
 
 
 _KNOWN: dict[tuple[CodeType, int, CodeType | None, int], str] = {}

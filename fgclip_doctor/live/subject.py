@@ -304,7 +304,8 @@ def whole(parameter: Tensor) -> torch.Size:
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; dense, for a norm."""
-    tensor = tensor.detach()
+    if type(tensor) is nn.Parameter or tensor.requires_grad or type(tensor) is not Tensor:
+        tensor = tensor.detach()
     if type(tensor) is Tensor and not tensor.is_sparse:
         return tensor
     whole = getattr(tensor, "to_local", None)  # of a DTensor

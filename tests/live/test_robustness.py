@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from fgclip_doctor.live import looks, recorder, sites, subject
+from fgclip_doctor.live import looks, recorder, subject
+from fgclip_doctor.live.measured import Losses
 from fgclip_doctor.live.recorder import Recorder
 from fgclip_doctor.sources import recording
 from tests.live.test_recorder import Pair, records, train
@@ -47,7 +48,7 @@ OF_OURS: list[tuple[Any, str]] = [
         for name in ("describe", "begin", "gradients", "sample_before", "updates", "scalars", "banks", "rows")
     ),
     *((recorder, name) for name in ("found_for", "configurations", "Journal", "roots_of", "rank_and_world")),
-    (sites, "measure"),
+    *((Losses, name) for name in ("add", "measure")),
     (subject.Subject, "is_first"),
     (recorder.Pace, "stepped"),
     (recorder.Fetcher, "take"),
