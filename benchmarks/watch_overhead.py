@@ -3,7 +3,7 @@
     python benchmarks/watch_overhead.py [--device cuda] [--model toy|core|tiny|vit] [--pairs 20] [--peer torch-audit]
 
 Each pair runs one block of steps unwatched and one watched, in alternating order, on the same model. "start" are the
-first steps of a run, of which many are looked at; "later" those after step 1,000, most of which are not; "between" the
+first steps of a run, of which many are looked at; "run" the first quarter of a minute of it, or less; "later" those after step 1,000, most of which are not; "between" the
 same without any look. On a GPU the profiler counts the synchronisations of both, and they have to be as many. With a
 peer, its blocks take turns with ours at the start of a run, and it has to be installed (without torch of its own).
 """
@@ -33,9 +33,14 @@ from fgclip_doctor.training.synthetic import Scenes, WordTokenizer
 
 Step = Callable[[], None]
 LATER = 1000
-# steps of a block: at the start, later, and between looks
-BLOCKS = {"toy": (60, 3000, 1000), "core": (60, 60, 20), "tiny": (60, 100, 40), "vit": (60, 20, 10)}
-STAGES = ("start", "later", "between")
+# steps of a block: at the start, a short run from its start on, later, and between looks
+BLOCKS = {
+    "toy": (60, 10_000, 3000, 1000),
+    "core": (60, 600, 60, 20),
+    "tiny": (60, 400, 100, 40),
+    "vit": (60, 200, 20, 10),
+}
+STAGES = ("start", "run", "later", "between")
 
 
 class Towers(nn.Module):
@@ -149,7 +154,7 @@ def watched_by(way: str, model: nn.Module, optimizer: torch.optim.Optimizer, sta
     if way == "fgclip-doctor":
         with tempfile.TemporaryDirectory() as directory:
             recorder = Recorder(Path(directory))
-            if stage != "start":
+            if stage in ("later", "between"):
                 recorder.clocks["steps"], recorder.pace.looking = LATER, False
                 recorder.pace.next = LATER + (10 if stage == "later" else 1 << 40)
             recorder.start(model, optimizer)

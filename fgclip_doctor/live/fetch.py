@@ -39,7 +39,8 @@ class Fetcher:
         if not isinstance(scalars, Tensor):
             scalars = together(scalars)
             alike = len({scalar.dtype for scalar in scalars}) == 1  # else each is converted by a kernel of its own
-            scalars = torch.stack([one.detach() if alike else one.detach().to(exact) for one in scalars])  # (values,)
+            with torch.no_grad():
+                scalars = torch.stack([*scalars] if alike else [one.to(exact) for one in scalars])  # (values,)
         self.copy([scalars.to(exact)], lambda copies: arrived(copies[0].tolist()))
 
     def copy(self, values: Sequence[Tensor], arrived: Callable[[list[Tensor]], None]) -> None:

@@ -6,11 +6,12 @@ import base64
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from functools import partial
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,7 +22,7 @@ from fgclip_doctor.live.subject import (
     Subject,
     dtype,
     groups_of,
-    held,
+    is_at,
     is_plain,
     local,
     part,
@@ -60,17 +61,17 @@ class Looks:
         if step >= self.next_walk:
             self.next_walk = 2 * step
             self.subject.walk()
-        optimizers = self.subject.optimizers
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        members = [group for optimizer in optimizers for group in groups_of(optimizer)]
-        place = {id(one): index for index, group in enumerate(members) for one in group}
+        groups = [group for optimizer in self.subject.optimizers for group in optimizer.param_groups]
         named, buffers = self.subject.parameters, list(self.subject.buffers())
         structure = (
-            [(id(one), one.requires_grad, one.dtype, place.get(id(one))) for one in named.values()],
+            [(one.requires_grad, one.dtype) for one in named.values()],
             [(name, one.shape, one.dtype) for name, one in buffers],
+            [[*map(id, group["params"])] for group in groups],
         )
         if structure != self.structure:
             self.structure = structure
+            members = [group for optimizer in self.subject.optimizers for group in groups_of(optimizer)]
+            place = {id(one): index for index, group in enumerate(members) for one in group}
             options = [{key: v for key, v in group.items() if key != "params" and is_plain(v)} for group in groups]
             self.write(
                 "model",
@@ -99,27 +100,26 @@ class Looks:
             self._reached(step, self.heard, norms=False, early=early)
             self.deafen()
             return
-        parameters = subject.parameters_of(optimizer)
-        held_here = [(n, local(p.grad)) for n, p in parameters.items() if p.grad is not None]
-        named = [(name, gradient) for name, gradient in held_here if gradient.numel()]  # a shard may be empty
-        if not named:
-            return
-        norms = torch._foreach_norm([gradient for _, gradient in named])
-        self._reached(step, dict(zip((name for name, _ in named), norms, strict=True)), norms=True, early=early)
+        named = {
+            name: gradient
+            for name, one in subject.parameters_of(optimizer).items()
+            if one.grad is not None and (gradient := local(one.grad)).numel()  # a shard may be empty
+        }
+        if named:
+            norms = torch._foreach_norm(list(named.values()))
+            self._reached(step, dict(zip(named, norms, strict=True)), norms=True, early=early)
 
     def _reached(self, step: int, sizes: Mapping[str, Tensor], *, norms: bool, early: bool) -> None:
         """`sizes`: the norm of each gradient. Their sums by part are written if they are those of the update."""
-        names, newly = list(sizes), self.subject.unreached.intersection(sizes)
+        names, newly = tuple(sizes), self.subject.unreached.intersection(sizes)
 
         def arrived(values: list[float]) -> None:
-            squares: dict[str, float] = {}
-            for name, value in zip(names, values, strict=True):
-                squares[part(name)] = squares.get(part(name), 0.0) + value * value
             reached = [name for name, value in zip(names, values, strict=True) if name in newly and value != 0]
             self.subject.unreached.difference_update(reached)
-            by_part = {name: square**0.5 for name, square in squares.items()} if norms else {}
+            squares = by_part(names, [one * one for one in values]) if norms else ()
+            by_name = {name: square**0.5 for name, square in squares}
             zero = sorted(newly.difference(reached)) if early else []
-            self.write("gradients", step=step, norms=by_part, reached=reached, zero=zero)
+            self.write("gradients", step=step, norms=by_name, reached=reached, zero=zero)
 
         self.fetcher.take(list(sizes.values()), arrived)
 
@@ -147,11 +147,11 @@ class Looks:
     def sample_before(self, optimizer: Optimizer) -> None:
         if self.subject.masters:  # they are written back to the model after the step
             return
-        own = set(map(id, held(optimizer)))
-        known = self.subject.parameters
-        chosen = {n: one for n, one in known.items() if id(one) in own and one.grad is not None and one.numel() > 1}
+        own = {id(one) for group in optimizer.param_groups for one in group["params"]}
         self.sampled = {
-            name: values for name, one in chosen.items() if len(values := sample(one))
+            name: values
+            for name, one in self.subject.parameters.items()
+            if id(one) in own and one.grad is not None and one.numel() > 1 and (values := sample(one)).numel()
         }  # a shard may be empty
         self.before = _joined(list(self.sampled.values())) if self.sampled else None
 
@@ -159,15 +159,12 @@ class Looks:
         """How far the step moved each part, as a share of its size, at a sample of its values."""
         known, sampled, before = self.subject.parameters, self.sampled, self.before
         self.sampled, self.before = {}, None
-        names = list(sampled)
+        names = tuple(sampled)
         if before is None or not known.keys() >= sampled.keys():
             return
         # A step in place shows in the very view of before it; one that puts new storage in its place doesn't.
-        now = [
-            view if view.data_ptr() == local(known[name]).data_ptr() else sample(known[name])
-            for name, view in sampled.items()
-        ]
-        ends = np.cumsum([len(values) for values in now])
+        now = [view if is_at(view, known[name]) else sample(known[name]) for name, view in sampled.items()]
+        ends = np.cumsum([values.numel() for values in now])
         halves = [known[name].dtype in HALVES for name in names]
 
         def arrived(copies: list[Tensor]) -> None:
@@ -175,12 +172,7 @@ class Looks:
             moved = new - old
             starts = np.append(0, ends[:-1])
             of_moves, of_old = (np.add.reduceat(np.square(one, dtype=np.float64), starts) for one in (moved, old))
-            parts: dict[str, list[float]] = {}
-            for name, a, b in zip(names, of_moves.tolist(), of_old.tolist(), strict=True):
-                sums = parts.setdefault(part(name), [0.0, 0.0])
-                sums[0] += a
-                sums[1] += b
-            ratios = {name: (a / b) ** 0.5 for name, (a, b) in parts.items() if b}
+            ratios = {name: (a / b) ** 0.5 for name, a, b in by_part(names, of_moves, of_old) if b}
             digest = "" if self.split else hashlib.sha256(of_old.tobytes()).hexdigest()[:16]
             self.write("updates", step=step, ratios=ratios, digest=digest)
             if any(halves):  # whose small steps rounding may hold still
@@ -201,31 +193,27 @@ class Looks:
                 first, second = state.get("exp_avg"), state.get("exp_avg_sq")
                 if isinstance(first, Tensor) and isinstance(second, Tensor) and 1 < first.numel() == second.numel():
                     pair = sample(first), sample(second)
-                    if len(pair[0]) and {type(one) for one in pair} == {Tensor}:  # else an empty shard, or quantised
+                    if pair[0].numel() and type(pair[0]) is type(pair[1]) is Tensor:  # no empty shard, none quantised
                         held_here[name] = pair
         if not held_here:
             return
-        ends = np.cumsum([len(first) for first, _ in held_here.values()])
+        names, counts = tuple(held_here), [first.numel() for first, _ in held_here.values()]
 
         def arrived(copies: list[Tensor]) -> None:
             first, second = (copy.numpy() for copy in copies)
-            starts, counts = np.append(0, ends[:-1]), np.diff(ends, prepend=0)
-            sums = (np.add.reduceat(one, starts) for one in (np.square(first, dtype=np.float64), second))
-            parts: dict[str, Any] = {}  # the two sums, and how many values they are of
-            for name, *of_it in zip(held_here, *sums, counts, strict=True):
-                parts[part(name)] = parts.get(part(name), 0.0) + np.array(of_it, np.float64)
-            values = {name: [(a / n) ** 0.5, (max(b, 0.0) / n) ** 0.5] for name, (a, b, n) in parts.items()}
+            starts = np.append(0, np.cumsum(counts)[:-1])
+            squares, means = (np.add.reduceat(one, starts) for one in (np.square(first, dtype=np.float64), second))
+            parts = by_part(names, squares, means, counts)
+            values = {name: [(a / n) ** 0.5, (max(b, 0.0) / n) ** 0.5] for name, a, b, n in parts}
             self.write("moments", step=step, values=values)
 
         self.fetcher.copy([_joined(list(one)) for one in zip(*held_here.values(), strict=True)], arrived)
 
     def scalars(self, step: int) -> None:
         """Scales, pointers, flags and counters: parameters and buffers of one element, and plain numbers of modules."""
-        small = [
-            (name, value)
-            for name, one in (*self.subject.parameters.items(), *self.subject.buffers())
-            if one.numel() == 1 and not name.endswith("num_batches_tracked") and (value := local(one)).numel()
-        ][:SCALARS]
+        every = chain(self.subject.parameters.items(), self.subject.buffers())
+        single = [(name, one) for name, one in every if one.numel() == 1 and not name.endswith("num_batches_tracked")]
+        small = [(name, value) for name, one in single if (value := local(one)).numel()][:SCALARS]
         plain = dict(self.subject.attributes())
 
         def arrived(values: list[float]) -> None:
@@ -298,3 +286,17 @@ def _tensors_in(given: object, depth: int = 3) -> Iterator[Tensor]:
 def _joined(samples: list[Tensor]) -> Tensor:
     """One after the other, (values,)."""
     return torch.cat(list(together(samples))).float()
+
+
+def by_part(names: tuple[str, ...], *values: npt.ArrayLike) -> Iterator[tuple[Any, ...]]:
+    """Each part of the model, and the sum of each of `values`, (names,), over the tensors of it."""
+    parts, places = _parts(names)
+    return zip(parts, *(np.bincount(places, one, len(parts)).tolist() for one in values), strict=True)
+
+
+@lru_cache(maxsize=8)
+def _parts(names: tuple[str, ...]) -> tuple[list[str], npt.NDArray[np.intp]]:
+    """The parts that parameters are of, and the place of each parameter's part among them."""
+    parts = list(dict.fromkeys(map(part, names)))
+    place = {name: index for index, name in enumerate(parts)}
+    return parts, np.array([place[part(name)] for name in names])

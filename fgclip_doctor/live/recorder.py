@@ -168,8 +168,10 @@ class Recorder:
         return step
 
     def _around_zero_grad(self, original: Function) -> Function:
+        clocks = self.clocks
+
         def zero_grad(*args: Any, **kwargs: Any) -> Any:
-            self.clocks["zero_grads"] += 1
+            clocks["zero_grads"] += 1
             return original(*args, **kwargs)
 
         return zero_grad
@@ -225,22 +227,22 @@ class Recorder:
 
     def _around_call(self, original: Function) -> Function:
         """`__call__` of the model's class: counts the passes of the one model that is watched."""
-        hooks, is_compiling, pace = self.hooks, torch.compiler.is_compiling, self.pace
-        see = hooks.guard(self._see_inputs)
+        hooks, is_compiling, pace, clocks = self.hooks, torch.compiler.is_compiling, self.pace, self.clocks
+        see, learns = hooks.guard(self._see_inputs), torch.is_grad_enabled
 
         def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if is_compiling() or self.inside_forward or self.in_backward or hooks.off:  # the first lest we be traced
                 return original(module, *args, **kwargs)
-            try:
-                counted = self._enter(module)
-            except Exception as error:  # noqa: BLE001 - as of every hook
-                hooks.fail(error)
-                counted = False
-            if not counted:
-                return original(module, *args, **kwargs)
-            if pace.looking and torch.is_grad_enabled():
+            subject, learning = self.subject, learns()
+            if subject is not None and subject.called() is not module:
+                if subject.inside() is not module:
+                    return original(module, *args, **kwargs)
+                clocks["bypassed"] += learning
+            clocks["forwards" if learning else "evaluations"] += 1
+            self.place = 0
+            if learning and pace.looking:
                 see((args, kwargs))
-            if self.replay is not None and torch.is_grad_enabled():
+            if learning and self.replay is not None:
                 args, kwargs = self._first_batch(self.replay, module, args, kwargs)
             self.inside_forward += 1
             try:
@@ -249,18 +251,6 @@ class Recorder:
                 self.inside_forward -= 1
 
         return called
-
-    def _enter(self, module: nn.Module) -> bool:
-        """Whether it is the model that is called."""
-        subject, clocks = self.subject, self.clocks
-        learning = torch.is_grad_enabled()
-        if subject is not None and subject.called() is not module:
-            if subject.inside() is not module:
-                return False
-            clocks["bypassed"] += learning
-        clocks["forwards" if learning else "evaluations"] += 1
-        self.place = 0
-        return True
 
     def _see_inputs(self, given: object) -> None:
         """Of several ranks: what the first forward of a step is given."""
@@ -384,7 +374,7 @@ class Recorder:
         if self.pace.looking:
             self._measure(call, site)
         if site in self.known:
-            self._tell_columns(site, *call.logits.shape)
+            self._tell_columns(site, call.kind, *call.logits.shape)
 
     def _measure(self, call: Call, site: str) -> None:
         self.calls[site] = self.calls.get(site, 0) + 1
@@ -409,15 +399,18 @@ class Recorder:
         """The number of the forward under way; of a model that is never called as a whole, of its backward pass."""
         return self.clocks["forwards"] or self.clocks["backwards"] + 1
 
-    def _tell_columns(self, site: str, anchors: int, columns: int) -> None:
-        """Shapes cost nothing to see, so a change of the candidates is told at the very forward at which it comes."""
+    def _tell_columns(self, site: str, kind: str, anchors: int, columns: int) -> None:
+        """Shapes cost nothing to see, so a change of the candidates is told at the very forward at which it comes:
+        before what is measured of it, which arrives later.
+        """
         last, told = self.columns.get(site, (0, 0))
         if columns == last or (told > MAX_CHANGES and 0.8 < columns / last < 1.25):
             return
         if told < 8 * MAX_CHANGES:
             self.columns[site] = columns, told + 1
+            what = {"site": self.known[site], "name": site, "of": kind}
             when = {"step": self.clocks["steps"], "forward": self._forward}
-            self._write("columns", site=self.known[site], **when, anchors=anchors, columns=columns)
+            self._write("columns", **what, **when, anchors=anchors, columns=columns)
 
     # --- the step --------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 SAMPLED = 1024  # values of a tensor that tell how far an update moved it
 SCALARS = 64  # small tensors and plain attributes that are followed, at most
+OWN = 3  # references to the copy of a frame's variables: its own, ours and an argument's; more if the training has it
 BESIDE = "beside the model"  # a parameter of no module, whose name is not known either
 
 
@@ -205,7 +207,7 @@ def _variables(frame: FrameType) -> dict[int, str]:
     """The names of a frame's variables, by what they stand for."""
     local = frame.f_locals
     found = {id(value): name for scope in (frame.f_globals, local) for name, value in scope.items()}
-    if frame.f_code.co_flags & CO_OPTIMIZED and isinstance(local, dict):
+    if frame.f_code.co_flags & CO_OPTIMIZED and isinstance(local, dict) and sys.getrefcount(local) <= OWN:
         local.clear()  # a function's is a copy, which its frame keeps, and all that was a variable with it
     return found
 
@@ -304,7 +306,7 @@ def whole(parameter: Tensor) -> torch.Size:
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; dense, for a norm."""
-    if type(tensor) is nn.Parameter or tensor.requires_grad or type(tensor) is not Tensor:
+    if type(tensor) is not Tensor or tensor.requires_grad:
         tensor = tensor.detach()
     if type(tensor) is Tensor and not tensor.is_sparse:
         return tensor
@@ -318,10 +320,17 @@ def sample(parameter: Tensor) -> Tensor:
     """Up to `SAMPLED` values, evenly spread: a view where it can be one."""
     whole = local(parameter)
     count = whole.numel()
-    if count <= SAMPLED or not whole.is_contiguous():
-        flat = whole.reshape(-1)
-        return flat if count <= SAMPLED else flat[:: count // SAMPLED][:SAMPLED]
-    return whole.as_strided((SAMPLED,), (count // SAMPLED,), whole.storage_offset())
+    if count <= SAMPLED:
+        return whole if whole.dim() == 1 else whole.reshape(-1)
+    if not whole.is_contiguous():
+        return whole.reshape(-1)[:: count // SAMPLED][:SAMPLED]
+    return torch.as_strided(whole, (SAMPLED,), (count // SAMPLED,), whole.storage_offset())
+
+
+def is_at(view: Tensor, parameter: Tensor) -> bool:
+    """Whether a sample that is a view still shows what a parameter holds."""
+    here = parameter if type(parameter) is nn.Parameter else local(parameter)
+    return view.data_ptr() == here.data_ptr()
 
 
 def is_plain(value: object) -> bool:

@@ -288,8 +288,10 @@ class _Rank:
             one.rows[: MAX_POINTS // 2] = one.rows[: MAX_POINTS // 2 : 2]
         one.rows.append(row)
 
-    def _columns(self, *, site: int, step: int, forward: int, anchors: int, columns: int) -> None:
-        one = self.sites.get(site)
+    def _columns(
+        self, *, site: int, step: int, forward: int, anchors: int, columns: int, name: str = "", of: str = ""
+    ) -> None:
+        one = self._site(site, name, of) if name else self.sites.get(site)  # whose losses may arrive later
         if one is not None and len(one.changes) < MAX_CHANGES:
             one.changes.append(Columns(int(step), int(forward), int(anchors), int(columns)))
 

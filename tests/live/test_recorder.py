@@ -128,6 +128,10 @@ def test_further_candidates_are_told_at_their_very_forward_between_looks(tmp_pat
         (0, 2, 2),
     ]  # the model is found in a backward pass
     assert columns[3:] == [(25, 52, 64, " #2"), (26, 53, 4, " #2")]
+    recording = read(tmp_path).recording
+    assert recording is not None
+    told = {site.name[-3:]: [one.columns for one in site.changes] for site in recording.ranks[0].sites}
+    assert told[" #2"] == [4, 64, 4], "the first shape, which is told before its loss is measured, is what grows"
 
 
 def test_who_had_a_gradient_is_written_once(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ PLAIN = Path(__file__).parent / "programs" / "plain.py"
 OF_OURS: list[tuple[Any, str]] = [
     *(
         (Recorder, name)
-        for name in ("_start", "_enter", "_enter_backward", "_prepare", "_hook_class", "_find", "_take")
+        for name in ("_start", "_enter_backward", "_prepare", "_hook_class", "_find", "_take")
     ),
     *(
         (Recorder, name)
