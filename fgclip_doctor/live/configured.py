@@ -13,6 +13,7 @@ from fgclip_doctor.live.subject import Subject
 
 MAX_KEYS, MAX_LENGTH, MAX_DEPTH = 400, 40, 2
 WORDS = re.compile(r"sched|clock|unit|hidden_act|loss_kind|model_type")  # keys whose words matter; others may be secret
+STATE = "transformers.trainer_callback"
 
 Plain = dict[str, object]
 
@@ -22,9 +23,13 @@ def configurations(subject: Subject) -> Iterator[tuple[str, Plain]]:
     kinds: tuple[type, ...] = (argparse.Namespace,)
     if "transformers.training_args" in sys.modules:
         kinds = (sys.modules["transformers.training_args"].TrainingArguments, *kinds)
-    found = [one for one in gc.get_referrers(*_with_subclasses(kinds)) if issubclass(type(one), kinds)]
-    for one in sorted(found, key=lambda one: isinstance(one, kinds[-1])):
-        yield type(one).__name__, _plain(vars(one))
+    states = [sys.modules[STATE].TrainerState] if STATE in sys.modules else []
+    found = gc.get_referrers(*_with_subclasses(kinds), *states)
+    for one in sorted(found, key=lambda one: issubclass(type(one), kinds[-1])):
+        if issubclass(type(one), kinds):
+            yield type(one).__name__, _plain(vars(one))
+        elif type(one) in states and one.max_steps > 0:  # as epochs came to
+            yield type(one).__name__, {"max_steps": one.max_steps}
     seen: set[int] = set()
     for name, module in subject.modules():
         if name.count(".") > 1 or len(seen) > MAX_KEYS:

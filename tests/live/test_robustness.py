@@ -35,10 +35,7 @@ from tests.live.test_recorder import Pair, records, train
 
 PLAIN = Path(__file__).parent / "programs" / "plain.py"
 OF_OURS: list[tuple[Any, str]] = [
-    *(
-        (Recorder, name)
-        for name in ("_start", "_enter_backward", "_prepare", "_hook_class", "_find", "_take")
-    ),
+    *((Recorder, name) for name in ("_start", "_enter_backward", "_prepare", "_hook_class", "_find", "_take")),
     *(
         (Recorder, name)
         for name in ("_see_loss", "_measure", "_tell_columns", "_before_step", "_after_step", "_finish")

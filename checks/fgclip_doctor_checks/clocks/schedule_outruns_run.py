@@ -6,9 +6,15 @@ from typing import Any
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
 from fgclip_doctor.events import learning_rate
-from fgclip_doctor.run import Checkpoint, Fact
+from fgclip_doctor.run import Checkpoint, Fact, Series
 
 NOTHING = 1e-6  # of the peak: a learning rate that no weight notices
+
+FEWEST = 5  # records that make a line, or that tell that a rate stays at 0
+WATCHED = 2  # of those of a watched run, which are exact and further apart
+RUNNING = 3  # records at which a schedule has to be where it is some steps later
+NEAR = 0.02  # of the peak
+STRAIGHT = 1e-3  # of the last rate
 
 
 @check("FGD405", "schedule-outruns-run", Severity.WARNING)
@@ -19,7 +25,8 @@ def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05, sho
     fraction of the run, and the rest trains at a rate of 0; a warmup as long as the run never reaches the peak.
     Evidence: the configured warmup (that of the memory bank, too) and length; a logged rate that rises to the very end
     of the run, or is 0 for `early` of it; the saved scheduler's count beside the trainer's step, where its rate is off
-    by `off` of the peak from what the named schedule has at that step.
+    by `off` of the peak from what the named schedule has at that step. Of a watched run, already in its first steps: a
+    warmup whose line reaches the peak after the end of the run; a rate that is where the named schedule is later on.
     Benign: accelerate's schedulers, which count once per rank by design: their rate is right, so the count is not held
     against them. A warmup of half the run. Restarts. A rate printed as 0.0000. A run that was stopped, or planned for
     fewer than `shortest` steps, as one that tries the settings of a longer run.
@@ -41,6 +48,9 @@ def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05, sho
             if found := _ahead(run, one, steps, off):
                 yield found
                 return
+        if found := _early(run, steps, off):
+            yield found
+            return
     if rates is not None:
         yield from _logged(run, early)
 
@@ -106,6 +116,53 @@ def _ahead(run: Run, checkpoint: Checkpoint, length: Fact, off: float) -> Findin
     )
 
 
+def _early(run: Run, length: Fact, off: float) -> Finding | None:
+    """Of a watched run, long before its end: a warmup that will not be over by then, or a schedule that runs ahead."""
+    import numpy as np
+
+    series = learning_rate(run)
+    optimizer = run.checkpoints[-1].optimizer if run.checkpoints else None
+    peak = optimizer.groups[0].options.get("initial_lr") if optimizer is not None and optimizer.groups else None
+    if run.recording is None or series is None or not isinstance(peak, (int, float)) or not peak > 0:
+        return None
+    steps, values = dynamics.by_step(series.steps, series.values)
+    factors = values / peak
+    if len(steps) < FEWEST or steps[-1] > length.value:
+        return None
+    middle = len(steps) // 2
+    slope = (factors[middle] - factors[0]) / (steps[middle] - steps[0])
+    line = factors[0] + slope * (steps - steps[0])
+    straight = np.abs(line - factors).max() <= STRAIGHT * factors[-1] and (np.diff(factors) > 0).all()
+    if straight and factors[-1] < 1 and (over := steps[-1] + (1 - factors[-1]) / slope) >= length.value:
+        message = f"By step {steps[-1]} the learning rate has warmed up to {factors[-1]:.1%} of its peak. On this line "
+        message += f"it gets there at step {over:.0f}, and the run has {length.value:g}: its warmup is never over."
+        why = f"under the run's length, {length.source}: a line through {len(steps)} records"
+        return _seen("end of the warmup", round(over), length.value, why, series, message)
+    clocks = run.recording.ranks[0].clocks
+    pace = clocks.get("scheduler_steps", 0) / max(clocks.get("steps", 0), 1)
+    schedule, warmup = run.facts.get("schedule"), run.number("warmup_steps", 0.0)
+    name = str(schedule.value) if schedule else ""
+    last = [(int(step), float(factor)) for step, factor in zip(steps[-RUNNING:], factors[-RUNNING:], strict=True)]
+    meant = [_named(name, step - 1, warmup, length.value) for step, _ in last]
+    if pace < 1.5 or not name or any(one is None for one in meant):
+        return None
+    for (step, factor), one in zip(last, meant, strict=True):
+        ends = [_named(name, max(0.0, pace * (step - back)), warmup, length.value) or 0.0 for back in (0, 2)]
+        if abs(factor - (one or 0.0)) <= off or not min(ends) - NEAR <= factor <= max(ends) + NEAR:
+            return None
+    step, factor = last[-1]
+    message = f"The schedule advances {pace:.3g} times a step{_because(run, pace)}: at step {step} of {length.value:g} "
+    message += f"the learning rate is at {factor:.1%} of its peak instead of {meant[-1] or 0.0:.1%}."
+    why = f"a {name} schedule of {length.value:g} steps at step {step}; it is at {pace * step:g}"
+    return _seen("learning rate over its peak", round(factor, 4), round(meant[-1] or 0.0, 4), why, series, message)
+
+
+def _seen(name: str, value: float, expected: float, why: str, series: Series, message: str) -> Finding:
+    source, step = str(series.source), int(series.steps[-1])
+    evidence = Evidence(name=name, value=value, expected=expected, why=why, source=source, step=step)
+    return Finding(message=message, where=series.name, evidence=(evidence,))
+
+
 def _factor(saved: Any) -> float | None:
     """The learning rate over its peak, of the first group that has one."""
     peaks, rates = saved.get("base_lrs"), saved.get("_last_lr")
@@ -145,7 +202,8 @@ def _logged(run: Run, early: float) -> Iterator[Finding]:
     above = np.flatnonzero(values > NOTHING * values.max())
     last, zero = int(steps[above[-1]]), len(values) - 1 - int(above[-1])
     whole = steps[-1] >= 0.98 * run.number("max_steps", np.inf) and "warmup_steps" not in run.facts
-    if not coarse and zero >= 5 and steps[-1] - last >= early * max(length, float(steps[-1])):
+    fewest = FEWEST if run.recording is None else WATCHED
+    if not coarse and zero >= fewest and steps[-1] - last >= early * max(length, float(steps[-1])):
         message = f"The learning rate is 0 after step {last}, and the run goes on to step {steps[-1]}"
         because = _because(run, length / max(last, 1))
         where = Evidence(

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup, get_scheduler
 
 from fgclip_doctor import Missing, Run
+from fgclip_doctor.recorded import Rank, Recording
 from fgclip_doctor.run import Plan
 from fgclip_doctor_checks.clocks.schedule_outruns_run import schedule_outruns_run
-from tests.runs import checkpoint, run, series
+from tests.runs import adam, checkpoint, run, series, tensor
 
 STEPS, WARMUP = 200, 20
 
@@ -121,3 +122,65 @@ def test_a_try_out_of_a_longer_run_is_not_judged(steps: int, expected: int | Non
             list(schedule_outruns_run(short))
     else:
         assert len(list(schedule_outruns_run(short))) == expected
+
+
+LOOKS = (1, 2, 3, 5, *range(10, 301, 10))
+PEAK = 1e-3
+
+
+def seen(shape: str, length: int, *, pace: int = 1, until: int = 20, warmup: int = 10, **facts: Any) -> Run:
+    """What is recorded of transformers' schedule, made for `length`, by step `until` of 300."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    updates = torch.optim.AdamW([weight], lr=PEAK)
+    scheduler = get_scheduler(shape, updates, num_warmup_steps=warmup, num_training_steps=length)
+    rates = []
+    for _ in range(until):
+        updates.step()
+        rates.append(updates.param_groups[0]["lr"])
+        for _ in range(pace):
+            scheduler.step()
+    steps = [step for step in LOOKS if step <= until]
+    logged_rates = [series("learning_rate", [rates[step - 1] for step in steps], steps)]
+    one = checkpoint({"weight": [0.0]}, until, optimizer=adam({"weight": tensor("weight", [0.0])}, lr=PEAK))
+    made = run(one, facts={"max_steps": 300, **facts}, logged=logged_rates)
+    clocks = {"steps": until, "scheduler_steps": pace * until}
+    made.recording = Recording((Rank(0, 1, "recording", clocks=clocks),), until)
+    return made
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(290, 0), (301, 1), (2000, 1)])
+def test_a_warmup_of_a_watched_run_whose_line_ends_after_the_run(warmup: int, expected: int) -> None:
+    found = list(schedule_outruns_run(seen("linear", 20 * 300, warmup=warmup, until=10)))
+    assert len(found) == expected
+    if found:
+        assert found[0].evidence[0].value == pytest.approx(warmup + 1, abs=1)
+    at_the_end = seen("linear", 20 * 300, warmup=warmup, until=300)
+    assert len(list(schedule_outruns_run(at_the_end))) == expected, "what was told stays so"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_of_a_watched_run_that_advances_twice_a_step(schedule: str) -> None:
+    known = {"schedule": schedule, "warmup_steps": 50}
+    [finding] = schedule_outruns_run(seen(schedule, 300, warmup=50, pace=2, until=20, **known))
+    assert "advances 2 times a step" in finding.message
+    assert finding.evidence[0].expected == pytest.approx(19 / 50, abs=1e-4)
+    assert not list(schedule_outruns_run(seen(schedule, 300, warmup=50, until=20, **known)))
+
+
+@pytest.mark.parametrize(("length", "expected"), [(300, 0), (290, 0), (240, 1)])
+def test_a_watched_rate_that_stays_at_zero(length: int, expected: int) -> None:
+    assert len(list(schedule_outruns_run(seen("linear", length, until=300)))) == expected
+
+
+@pytest.mark.parametrize(
+    "quiet",
+    [
+        seen("linear", 600, warmup=100, pace=2, schedule="linear", warmup_steps=50),
+        seen("cosine", 600, warmup=20, pace=2, until=40),
+        seen("constant_with_warmup", 300, warmup=10, pace=2, schedule="linear", warmup_steps=0),
+        seen("linear", 300, warmup=400, until=3),
+    ],
+    ids=["made for twice the steps", "micro-batches counted", "another schedule", "a few records"],
+)
+def test_quiet_while_it_is_watched(quiet: Run) -> None:
+    assert not list(schedule_outruns_run(quiet))
