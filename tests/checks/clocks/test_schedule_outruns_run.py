@@ -148,7 +148,7 @@ def seen(shape: str, length: int, *, pace: int = 1, until: int = 20, warmup: int
     return made
 
 
-@pytest.mark.parametrize(("warmup", "expected"), [(290, 0), (301, 1), (2000, 1)])
+@pytest.mark.parametrize(("warmup", "expected"), [(275, 0), (301, 1), (2000, 1)])
 def test_a_warmup_of_a_watched_run_whose_line_ends_after_the_run(warmup: int, expected: int) -> None:
     found = list(schedule_outruns_run(seen("linear", 20 * 300, warmup=warmup, until=10)))
     assert len(found) == expected
