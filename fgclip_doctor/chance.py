@@ -10,7 +10,7 @@ from fgclip_doctor import theory
 from fgclip_doctor.findings import Evidence
 from fgclip_doctor.progress import bank_jump
 from fgclip_doctor.run import Missing, Run
-from fgclip_doctor.terms import Term, falling, logged_beside, settled
+from fgclip_doctor.terms import Term, falling, logged_beside, settled, sites
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,22 +100,27 @@ def supervised(term: Term, reading: Reading) -> tuple[float, float] | None:
 
 
 def acquitted(run: Run, term: Term, reading: Reading) -> bool:
-    """Whether the positives' margin over their rows, or their top-1 share, was logged and is over chance.
+    """Whether the loss falls, or the positives' margin over their rows, or their top-1 share, is over chance.
 
-    Neither acquits a loss over twice its chance level: what it gets wrong, it is surer of than of what it gets right.
+    Of a loss that was seen being computed the margin is exact, so it has to rise: a scale that sinks, too, brings a
+    loss down to chance; and without any margin a top-1 share is luck. Neither margin nor share acquits a loss over
+    twice its chance level: what it gets wrong, it is surer of than of what it gets right.
     """
+    margin = logged_beside(run, term, "margin")
+    seen = margin is not None and any(site.name == term.name for site in sites(run))
+    margins = margin.standing.values[margin.standing.steps >= reading.steps[0]] if margin else reading.values[:0]
+    if falling(-margins if seen else reading.values):
+        return True
     if reading.mean > 2 * term.chance:
         return False
-    since = int(reading.steps[0])
-    for kind, chance, least in (
-        ("margin", 0.0, 0.25 * theory.LN2),
-        ("acc", theory.chance_top1(term.candidates), 0.5 * theory.chance_top1(term.candidates)),
-    ):
-        log = logged_beside(run, term, kind)
-        mean, error = theory.mean_with_error(log.values[log.steps >= since]) if log is not None else (chance, 0.0)
-        if mean - chance > max(least, 3 * error):
-            return True
-    return False
+    mean, error = theory.mean_with_error(margins) if len(margins) else (0.0, 0.0)
+    if mean > max(0.25 * theory.LN2, 3 * error):
+        return True
+    shares, luck = logged_beside(run, term, "acc"), theory.chance_top1(term.candidates)
+    if shares is None or (seen and not mean > 3 * error):
+        return False
+    share, error = theory.mean_with_error(shares.values[shares.steps >= reading.steps[0]])
+    return share - luck > max(0.5 * luck, 3 * error)
 
 
 def grounds(

@@ -5,7 +5,7 @@ from math import log2
 
 from fgclip_doctor import Finding, Missing, Run, Severity, check, theory
 from fgclip_doctor.chance import Reading, acquitted, before_its_bank, grounds, read, supervised
-from fgclip_doctor.terms import Term, falling, terms
+from fgclip_doctor.terms import Term, terms
 from fgclip_doctor_checks.causes import explaining
 
 
@@ -49,7 +49,7 @@ def loss_at_chance(
             reasons.append(str(reason))
             continue
         judged += 1
-        if reading.state and not falling(reading.values) and not acquitted(run, term, reading):
+        if reading.state and not acquitted(run, term, reading):
             yield _finding(term, reading)
     if not judged:
         raise Missing("; ".join(dict.fromkeys(reasons)))

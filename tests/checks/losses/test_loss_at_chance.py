@@ -9,9 +9,11 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from fgclip_doctor import Finding, Missing, Run, theory
+from fgclip_doctor.terms import falling, sites
 from fgclip_doctor_checks.losses.loss_at_chance import loss_at_chance
 from tests import features, runs
 from tests.features import saved
+from tests.watched_ranks import rank, site, watched
 
 SCRATCH, TUNED = 2.6592, 4.6052  # logit_scale
 SCALES = {"scale.global": "logit_scale", "scale.region": "logit_scale_finegraind", "scale.hard": "logit_scale_hardneg"}
@@ -298,3 +300,29 @@ def test_a_warmup_that_the_log_shows_is_no_chance() -> None:
     run.series["learning_rate"] = runs.series("learning_rate", np.arange(1, 201) * 1e-6)
     with pytest.raises(Missing, match="too few values"):
         found(run)
+
+
+def seen(*, learnt: float, calls: int = 160) -> Run:
+    """A loss that was seen being computed, of unit features that share `learnt` of a direction by the end; the scale
+    sinks meanwhile, and the loss with it."""
+    rng = np.random.default_rng(0)
+    losses, nulls, hits = [], [], []
+    for scale, share in zip(np.linspace(14, 4, calls), np.linspace(0, learnt, calls), strict=True):
+        images, noise = rng.normal(size=(2, 24, 64))
+        texts = share * images + noise
+        rows = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (images, texts)]
+        logits = scale * rows[0] @ rows[1].T
+        level = np.log(np.exp(logits).sum(1))
+        losses.append((level - np.diag(logits)).mean())
+        nulls.append((level - logits.mean(1)).mean())
+        hits.append((logits.argmax(1) == np.arange(24)).mean())
+    measured = {"loss": np.array(losses), "null": np.array(nulls), "top1": np.array(hits)}
+    one = site(anchors=24, candidates=24, calls=calls, **measured)
+    return watched(rank(0, one))
+
+
+@pytest.mark.parametrize(("learnt", "expected"), [(0.0, 1), (0.5, 0)])
+def test_a_loss_that_falls_because_its_scale_sinks_has_learnt_nothing(learnt: float, expected: int) -> None:
+    made = seen(learnt=learnt)
+    assert falling(next(sites(made)).loss), "or the fall would not be what acquits it"
+    assert len(list(loss_at_chance(made))) == expected
