@@ -1,9 +1,10 @@
-"""The learning rate over a run, as logged: a schedule that begins again in the middle of its way."""
+"""The learning rate over a run: a schedule that begins again in the middle of its way, or that does not fit the run."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import cos, pi
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import dynamics, events
@@ -18,6 +19,11 @@ LEAST = 0.2  # of the peak: from lower down, a schedule may have come to its end
 DOWN = 0.95  # of the peak: a rate that has begun to fall
 OFF = 0.02  # of the peak: two logs of one schedule, as printed
 MEETING = 5  # records of both that have to agree
+LINE = 5  # records that make a line
+RUNNING = 3  # records at which a schedule is where it is later on, or at which it has come to its end
+NEAR = 0.02  # of the peak
+STRAIGHT = 1e-3  # of the last rate
+AHEAD = 1.5  # times a step that a schedule advances
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +104,135 @@ def _met(steps: NDArray[np.int64], rates: NDArray[np.float64], at: int, stride: 
         if np.median(off) <= OFF and off.max() <= 5 * OFF:
             return int(within.sum())
     return 0
+
+
+# --- of a watched run, whose rates are exact and whose clocks are all counted -----------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """What is wrong between a schedule and the run that it was made for, and the number that shows it."""
+
+    message: str
+    name: str
+    value: float
+    expected: float
+    why: str
+    source: str
+    step: int
+
+
+def misfit(run: Run, length: float, stated: str, off: float) -> Misfit | None:
+    """Of a watched run of `length` steps, as `stated`, long before its end: a warmup that will not be over by then, or
+    a schedule that runs ahead, by `off` of the peak.
+    """
+    series = events.learning_rate(run)
+    optimizer = run.checkpoints[-1].optimizer if run.checkpoints else None
+    peak = optimizer.groups[0].options.get("initial_lr") if optimizer is not None and optimizer.groups else None
+    if run.recording is None or series is None or not isinstance(peak, (int, float)) or not peak > 0:
+        return None
+    steps, rates = dynamics.by_step(series.steps, series.values)
+    if len(steps) < LINE or steps[-1] > length:
+        return None
+    source = str(series.source)
+    found = _never_over(steps, rates / peak, length, stated, source)
+    return found or _runs_ahead(run, steps, rates / peak, length, off, source)
+
+
+def _never_over(
+    steps: NDArray[np.int64], factors: NDArray[np.float64], length: float, stated: str, source: str
+) -> Misfit | None:
+    """A warmup on whose line the peak comes after the end of the run."""
+    import numpy as np
+
+    middle, step = len(steps) // 2, int(steps[-1])
+    slope = (factors[middle] - factors[0]) / (steps[middle] - steps[0])
+    line = factors[0] + slope * (steps - steps[0])
+    straight = np.abs(line - factors).max() <= STRAIGHT * factors[-1] and (np.diff(factors) > 0).all()
+    if not straight or factors[-1] >= 1 or (over := step + (1 - factors[-1]) / slope) < length:
+        return None
+    return Misfit(
+        f"By step {step} the learning rate has warmed up to {factors[-1]:.1%} of its peak. On this line it gets there "
+        f"at step {over:.0f}, and the run has {length:g}: its warmup is never over.",
+        "end of the warmup",
+        round(over),
+        length,
+        f"under the run's length, {stated}: a line through {len(steps)} records",
+        source,
+        step,
+    )
+
+
+def _runs_ahead(
+    run: Run, steps: NDArray[np.int64], factors: NDArray[np.float64], length: float, off: float, source: str
+) -> Misfit | None:
+    """A schedule that advances several times a step."""
+    clocks = run.recording.ranks[0].clocks if run.recording else {}
+    pace = clocks.get("scheduler_steps", 0) / max(clocks.get("steps", 0), 1)
+    step, factor = int(steps[-1]), float(factors[-1])
+    if pace < AHEAD:
+        return None
+    advances = f"The schedule advances {pace:.3g} times a step{because(run, pace)}"
+    known, warmup = run.facts.get("schedule"), run.number("warmup_steps", 0.0)
+    kind = str(known.value) if known else ""
+    meant = [named(kind, one - 1, warmup, length) for one in steps[-RUNNING:].tolist()]
+    later = [[named(kind, max(0.0, pace * (one - b)), warmup, length) for b in (2, 0)] for one in steps[-RUNNING:]]
+    if all(
+        one is not None and None not in ends and abs(rate - one) > off and _between(rate, ends)
+        for rate, one, ends in zip(factors[-RUNNING:].tolist(), meant, later, strict=True)
+    ):
+        return Misfit(
+            f"{advances}: at step {step} of {length:g} the learning rate is at {factor:.1%} of its peak instead of "
+            f"{meant[-1] or 0.0:.1%}.",
+            "learning rate over its peak",
+            round(factor, 4),
+            round(meant[-1] or 0.0, 4),
+            f"a {kind} schedule of {length:g} steps at step {step}; it is at {pace * step:g}",
+            source,
+            step,
+        )
+    ended = len(factors) - 1
+    while ended and abs(factors[ended - 1] - factor) <= 1e-9:
+        ended -= 1
+    before, at = (int(steps[max(place, 0)]) for place in (ended - 1, ended))
+    falls = ended > 0 and factors[ended - 1] > factor and len(factors) - ended >= RUNNING
+    its_length = 0.95 * pace * before <= length <= 1.05 * pace * at  # in the clock of the scheduler
+    if not falls or not its_length or clocks.get("forwards", 0) <= 1.05 * length:  # or that is the clock of the length
+        return None
+    return Misfit(
+        f"{advances} and came to its end by step {at} of {length:g}: the learning rate stays at {factor:.1%} of its "
+        "peak from there on.",
+        "last step at which the rate changed, at most",
+        at,
+        length,
+        f"the scheduler was at {pace * at:g} then, and the run's length is {length:g}",
+        source,
+        step,
+    )
+
+
+def _between(rate: float, ends: list[float | None]) -> bool:
+    known = [one for one in ends if one is not None]
+    return min(known) - NEAR <= rate <= max(known) + NEAR
+
+
+def named(schedule: str, step: float, warmup: float, length: float) -> float | None:
+    """The learning rate over its peak that a schedule has by its name; None for one that isn't known."""
+    if schedule not in ("linear", "cosine") or length <= warmup:
+        return None
+    if step < warmup:
+        return step / warmup
+    done = min(1.0, (step - warmup) / (length - warmup))
+    return 1 - done if schedule == "linear" else (1 + cos(pi * done)) / 2
+
+
+def because(run: Run, ratio: float) -> str:
+    """What the ratio of the scheduler's clock to the steps is, if it is one that is known."""
+    clocks = run.recording.ranks[0].clocks if run.recording else {}
+    forwards = clocks.get("forwards", 0) / max(clocks.get("steps", 0), 1)
+    told = (
+        (forwards or run.number("accumulation", 1.0), "it advances with every micro-batch"),
+        (run.number("world_size", 1.0), "it advances once for every rank"),
+    )
+    known = [why for number, why in told if number > 1 and abs(ratio / number - 1) < 0.05]
+    return f" ({known[0]})" if known else ""

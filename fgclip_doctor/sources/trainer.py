@@ -60,6 +60,10 @@ FACT_KEYS: dict[str, tuple[str, ...]] = {
     "loss_kind": ("loss_kind",),
 }
 
+# What a script of its own calls its length; beside epochs it may be that of one of them, and a small number a count
+LOOSE = ("num_steps", "n_steps", "train_steps", "steps", "max_iters", "num_iterations", "num_updates", "updates")
+FEWEST = 20
+
 _BANK = r"(?:\w*_)?(?:memory_?bank|bank|xbm|queue|moco)"
 BANK_ENABLED = re.compile(rf"(?:use|enable|with)_{_BANK}|{_BANK}_(?:enabled?|on)")
 BANK_SIZE = re.compile(rf"{_BANK}_(?:size|len|length|capacity|rows|k)")
@@ -84,6 +88,7 @@ def facts(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
             if value is not None:
                 yield Fact(name, value, Source(path, key))
                 break
+    yield from _length(mapping, path)
     yield from _warmup(mapping, path)
     yield from _rates(mapping, path)
     yield from _bank(mapping, path)
@@ -113,6 +118,17 @@ def arguments(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
     if "max_steps" in told:  # it overrides the epochs, whose default stays in the arguments
         told.pop("num_epochs", None)
     yield from told.values()
+
+
+def _length(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
+    """The length of a run by a looser name, where nothing else tells it."""
+    if any(key in mapping for name in ("max_steps", "num_epochs") for key in FACT_KEYS[name]):
+        return
+    for key in LOOSE:
+        steps = valid("max_steps", mapping.get(key))
+        if steps is not None and steps >= FEWEST:
+            yield Fact("max_steps", steps, Source(path, key))
+            return
 
 
 def _warmup(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:

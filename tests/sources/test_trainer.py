@@ -77,6 +77,10 @@ def test_training_arguments_are_read_without_their_class(tmp_path: Path) -> None
         ({"warmup_steps": 0, "warmup_ratio": None}, {"warmup_steps": 0}),
         ({"warmup_steps": 10, "warmup_ratio": 0.0}, {"warmup_steps": 10, "warmup_ratio": 0.0}),
         ({"max_steps": -1, "num_train_epochs": -1}, {}),
+        ({"steps": 150}, {"max_steps": 150}),
+        ({"num_steps": 400, "total_steps": 300}, {"max_steps": 300}),
+        ({"steps": 3}, {}),  # a count that goes on
+        ({"steps": 100, "epochs": 10}, {"num_epochs": 10}),  # of an epoch
         (
             {"batch_size": 32, "accum_freq": 2, "lr": 1e-3},
             {"micro_batch": 32, "accumulation": 2, "learning_rate": 1e-3},

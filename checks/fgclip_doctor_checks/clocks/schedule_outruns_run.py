@@ -1,20 +1,16 @@
 """FGD405."""
 
 from collections.abc import Iterator
-from math import cos, pi
 from typing import Any
 
-from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics
+from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check, dynamics, schedule
 from fgclip_doctor.events import learning_rate
-from fgclip_doctor.run import Checkpoint, Fact, Series
+from fgclip_doctor.run import Checkpoint, Fact
 
 NOTHING = 1e-6  # of the peak: a learning rate that no weight notices
 
-FEWEST = 5  # records that make a line, or that tell that a rate stays at 0
+FEWEST = 5  # records that tell that a rate stays at 0
 WATCHED = 2  # of those of a watched run, which are exact and further apart
-RUNNING = 3  # records at which a schedule has to be where it is some steps later
-NEAR = 0.02  # of the peak
-STRAIGHT = 1e-3  # of the last rate
 
 
 @check("FGD405", "schedule-outruns-run", Severity.WARNING)
@@ -26,7 +22,8 @@ def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05, sho
     Evidence: the configured warmup (that of the memory bank, too) and length; a logged rate that rises to the very end
     of the run, or is 0 for `early` of it; the saved scheduler's count beside the trainer's step, where its rate is off
     by `off` of the peak from what the named schedule has at that step. Of a watched run, already in its first steps: a
-    warmup whose line reaches the peak after the end of the run; a rate that is where the named schedule is later on.
+    warmup whose line reaches the peak after the end of the run; a rate that is where the named schedule is later on,
+    or that has come to its end with the scheduler's clock at the run's length and the steps far from it.
     Benign: accelerate's schedulers, which count once per rank by design: their rate is right, so the count is not held
     against them. A warmup of half the run. Restarts. A rate printed as 0.0000. A run that was stopped, or planned for
     fewer than `shortest` steps, as one that tries the settings of a longer run.
@@ -40,16 +37,20 @@ def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05, sho
     saved = [one for one in run.checkpoints if one.scheduler and _step(one)]
     if steps is None and rates is None:
         raise Missing("neither the length of the run nor a learning rate is known")
+    if steps is not None and rates is not None and len(rates.steps) and rates.steps[-1] > (1 + off) * steps.value:
+        steps = None  # the length of something else
     if steps is not None and steps.value < shortest:
         raise Missing(f"a run of {steps.value:g} steps is a try-out of a longer one")
     if steps is not None:
-        yield from _warmups(run, steps)
+        configured = list(_warmups(run, steps))
+        yield from configured
         for one in saved:
             if found := _ahead(run, one, steps, off):
                 yield found
                 return
-        if found := _early(run, steps, off):
-            yield found
+        misfit = schedule.misfit(run, steps.value, str(steps.source), off) if not configured else None
+        if misfit is not None:
+            yield _watched(misfit)
             return
     if rates is not None:
         yield from _logged(run, early)
@@ -57,14 +58,14 @@ def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05, sho
 
 def _warmups(run: Run, length: Fact) -> Iterator[Finding]:
     """The warmups that are configured to be no shorter than the run."""
-    schedule, clock = run.facts.get("schedule"), run.facts.get("bank_clock")
+    name, clock = run.facts.get("schedule"), run.facts.get("bank_clock")
     forwards = clock is not None and clock.value == "forward"
     unit = run.number("accumulation", 1.0) if forwards else 1.0
     off = "bank_enabled" in run.facts and not run.facts["bank_enabled"].value
-    kinds = [("warmup_steps", "The learning rate's warmup", 1.0, schedule is not None and schedule.value == "constant")]
+    kinds = [("warmup_steps", "The learning rate's warmup", 1.0, name is not None and name.value == "constant")]
     kinds += [("bank_warmup", "The memory bank's warmup", unit, off or run.plan.bank_on is not None)]
-    for name, what, per_step, meant in kinds:
-        warmup = run.facts.get(name)
+    for fact, what, per_step, meant in kinds:
+        warmup = run.facts.get(fact)
         if warmup is None or meant or warmup.value <= 0 or warmup.value < per_step * length.value:
             continue
         why = f"the run's length, {length.source}" + (f", at {unit:g} forwards a step" if per_step > 1 else "")
@@ -92,15 +93,15 @@ def _ahead(run: Run, checkpoint: Checkpoint, length: Fact, off: float) -> Findin
     """A saved scheduler that has counted more than the steps, and whose learning rate shows it."""
     saved, step = checkpoint.scheduler or {}, _step(checkpoint)
     count, factor = saved.get("last_epoch"), _factor(saved)
-    schedule = run.facts.get("schedule")
-    expected = _named(str(schedule.value) if schedule else "", step, run.number("warmup_steps", 0.0), length.value)
+    known = run.facts.get("schedule")
+    expected = schedule.named(str(known.value) if known else "", step, run.number("warmup_steps", 0.0), length.value)
     if not isinstance(count, int) or factor is None or expected is None or count < 1.5 * step:
         return None
     if abs(factor - expected) <= off:
         return None
-    ratio = count / step
+    because = schedule.because(run, count / step)
     return Finding(
-        message=f"At step {step} of {length.value:g} the schedule is at its step {count}{_because(run, ratio)}: the "
+        message=f"At step {step} of {length.value:g} the schedule is at its step {count}{because}: the "
         f"learning rate is at {factor:.1%} of its peak instead of {expected:.1%}.",
         where=f"{checkpoint.path}: last_epoch",
         evidence=(
@@ -108,7 +109,7 @@ def _ahead(run: Run, checkpoint: Checkpoint, length: Fact, off: float) -> Findin
                 name="learning rate over its peak",
                 value=round(factor, 4),
                 expected=round(expected, 4),
-                why=f"a {schedule.value if schedule else ''} schedule at step {step}; last_epoch is {count}",
+                why=f"a {known.value if known else ''} schedule at step {step}; last_epoch is {count}",
                 source=checkpoint.path,
                 step=step,
             ),
@@ -116,51 +117,16 @@ def _ahead(run: Run, checkpoint: Checkpoint, length: Fact, off: float) -> Findin
     )
 
 
-def _early(run: Run, length: Fact, off: float) -> Finding | None:
-    """Of a watched run, long before its end: a warmup that will not be over by then, or a schedule that runs ahead."""
-    import numpy as np
-
-    series = learning_rate(run)
-    optimizer = run.checkpoints[-1].optimizer if run.checkpoints else None
-    peak = optimizer.groups[0].options.get("initial_lr") if optimizer is not None and optimizer.groups else None
-    if run.recording is None or series is None or not isinstance(peak, (int, float)) or not peak > 0:
-        return None
-    steps, values = dynamics.by_step(series.steps, series.values)
-    factors = values / peak
-    if len(steps) < FEWEST or steps[-1] > length.value:
-        return None
-    middle = len(steps) // 2
-    slope = (factors[middle] - factors[0]) / (steps[middle] - steps[0])
-    line = factors[0] + slope * (steps - steps[0])
-    straight = np.abs(line - factors).max() <= STRAIGHT * factors[-1] and (np.diff(factors) > 0).all()
-    if straight and factors[-1] < 1 and (over := steps[-1] + (1 - factors[-1]) / slope) >= length.value:
-        message = f"By step {steps[-1]} the learning rate has warmed up to {factors[-1]:.1%} of its peak. On this line "
-        message += f"it gets there at step {over:.0f}, and the run has {length.value:g}: its warmup is never over."
-        why = f"under the run's length, {length.source}: a line through {len(steps)} records"
-        return _seen("end of the warmup", round(over), length.value, why, series, message)
-    clocks = run.recording.ranks[0].clocks
-    pace = clocks.get("scheduler_steps", 0) / max(clocks.get("steps", 0), 1)
-    schedule, warmup = run.facts.get("schedule"), run.number("warmup_steps", 0.0)
-    name = str(schedule.value) if schedule else ""
-    last = [(int(step), float(factor)) for step, factor in zip(steps[-RUNNING:], factors[-RUNNING:], strict=True)]
-    meant = [_named(name, step - 1, warmup, length.value) for step, _ in last]
-    if pace < 1.5 or not name or any(one is None for one in meant):
-        return None
-    for (step, factor), one in zip(last, meant, strict=True):
-        ends = [_named(name, max(0.0, pace * (step - back)), warmup, length.value) or 0.0 for back in (0, 2)]
-        if abs(factor - (one or 0.0)) <= off or not min(ends) - NEAR <= factor <= max(ends) + NEAR:
-            return None
-    step, factor = last[-1]
-    message = f"The schedule advances {pace:.3g} times a step{_because(run, pace)}: at step {step} of {length.value:g} "
-    message += f"the learning rate is at {factor:.1%} of its peak instead of {meant[-1] or 0.0:.1%}."
-    why = f"a {name} schedule of {length.value:g} steps at step {step}; it is at {pace * step:g}"
-    return _seen("learning rate over its peak", round(factor, 4), round(meant[-1] or 0.0, 4), why, series, message)
-
-
-def _seen(name: str, value: float, expected: float, why: str, series: Series, message: str) -> Finding:
-    source, step = str(series.source), int(series.steps[-1])
-    evidence = Evidence(name=name, value=value, expected=expected, why=why, source=source, step=step)
-    return Finding(message=message, where=series.name, evidence=(evidence,))
+def _watched(misfit: schedule.Misfit) -> Finding:
+    evidence = Evidence(
+        name=misfit.name,
+        value=misfit.value,
+        expected=misfit.expected,
+        why=misfit.why,
+        source=misfit.source,
+        step=misfit.step,
+    )
+    return Finding(message=misfit.message, where="learning_rate", evidence=(evidence,))
 
 
 def _factor(saved: Any) -> float | None:
@@ -168,23 +134,6 @@ def _factor(saved: Any) -> float | None:
     peaks, rates = saved.get("base_lrs"), saved.get("_last_lr")
     pairs = zip(peaks, rates, strict=False) if isinstance(peaks, list) and isinstance(rates, list) else []
     return next((rate / peak for peak, rate in pairs if all(isinstance(x, float) for x in (peak, rate)) and peak), None)
-
-
-def _named(schedule: str, step: float, warmup: float, length: float) -> float | None:
-    """The learning rate over its peak that a schedule has by its name; None for one that isn't known."""
-    if schedule not in ("linear", "cosine") or length <= warmup:
-        return None
-    if step < warmup:
-        return step / warmup
-    done = min(1.0, (step - warmup) / (length - warmup))
-    return 1 - done if schedule == "linear" else (1 + cos(pi * done)) / 2
-
-
-def _because(run: Run, ratio: float) -> str:
-    """What the ratio of the two clocks is, if it is one that is known."""
-    told = (("accumulation", "it advances with every micro-batch"), ("world_size", "it advances once for every rank"))
-    known = [why for name, why in told if run.number(name, 1.0) > 1 and abs(ratio / run.number(name) - 1) < 0.05]
-    return f" ({known[0]})" if known else ""
 
 
 def _logged(run: Run, early: float) -> Iterator[Finding]:
@@ -195,17 +144,17 @@ def _logged(run: Run, early: float) -> Iterator[Finding]:
     if series is None:
         return
     steps, values = dynamics.by_step(series.steps, series.values)
-    length = run.number("max_steps", float(steps[-1]) if len(steps) else 0.0)
-    if len(values) < 10 or values.max() <= 0:
+    length = max(run.number("max_steps", 0.0), float(steps[-1]) if len(steps) else 0.0)
+    if len(values) < (10 if run.recording is None else FEWEST) or values.max() <= 0:
         return
     coarse = (series.resolution or 0.0) > 1e-3 * values.max()  # so a rate that is printed as 0 may be none
     above = np.flatnonzero(values > NOTHING * values.max())
     last, zero = int(steps[above[-1]]), len(values) - 1 - int(above[-1])
-    whole = steps[-1] >= 0.98 * run.number("max_steps", np.inf) and "warmup_steps" not in run.facts
-    fewest = FEWEST if run.recording is None else WATCHED
-    if not coarse and zero >= fewest and steps[-1] - last >= early * max(length, float(steps[-1])):
+    whole = abs(steps[-1] / run.number("max_steps", np.inf) - 1) <= 0.02 and "warmup_steps" not in run.facts
+    fewest = FEWEST if run.recording is None else WATCHED + ("max_steps" not in run.facts)
+    if not coarse and zero >= fewest and steps[-1] - last >= early * length:
         message = f"The learning rate is 0 after step {last}, and the run goes on to step {steps[-1]}"
-        because = _because(run, length / max(last, 1))
+        because = schedule.because(run, length / max(last, 1))
         where = Evidence(
             name="last step with a learning rate",
             value=last,

@@ -124,15 +124,20 @@ def test_a_try_out_of_a_longer_run_is_not_judged(steps: int, expected: int | Non
         assert len(list(schedule_outruns_run(short))) == expected
 
 
-LOOKS = (1, 2, 3, 5, *range(10, 301, 10))
+LOOKS = (1, 2, 3, 5, 10, 15, *range(20, 301, 10))
 PEAK = 1e-3
 
 
-def seen(shape: str, length: int, *, pace: int = 1, until: int = 20, warmup: int = 10, **facts: Any) -> Run:
+def seen(
+    shape: str, length: int, *, pace: int = 1, until: int = 20, warmup: int = 10, floor: float = 0.0, **facts: Any
+) -> Run:
     """What is recorded of transformers' schedule, made for `length`, by step `until` of 300."""
     weight = torch.nn.Parameter(torch.zeros(2))
     updates = torch.optim.AdamW([weight], lr=PEAK)
-    scheduler = get_scheduler(shape, updates, num_warmup_steps=warmup, num_training_steps=length)
+    own = {"lr_end": floor * PEAK, "power": 1.0} if floor else {}
+    scheduler = get_scheduler(
+        shape, updates, num_warmup_steps=warmup, num_training_steps=length, scheduler_specific_kwargs=own
+    )
     rates = []
     for _ in range(until):
         updates.step()
@@ -170,6 +175,34 @@ def test_a_schedule_of_a_watched_run_that_advances_twice_a_step(schedule: str) -
 @pytest.mark.parametrize(("length", "expected"), [(300, 0), (290, 0), (240, 1)])
 def test_a_watched_rate_that_stays_at_zero(length: int, expected: int) -> None:
     assert len(list(schedule_outruns_run(seen("linear", length, until=300)))) == expected
+
+
+@pytest.mark.parametrize(("until", "expected"), [(20, 0), (30, 1)])
+def test_a_watched_rate_that_is_zero_after_a_few_steps(until: int, expected: int) -> None:
+    made = seen("linear", 70, warmup=12, pace=4, until=until)
+    made.facts["max_steps"] = replace(made.facts["max_steps"], value=70)
+    assert len(list(schedule_outruns_run(made))) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "until", "forwards", "expected"),
+    [(70, 40, 160, 1), (70, 30, 120, 0), (70, 40, 70, 0), (40, 40, 160, 0)],
+    ids=["at its end", "not for long", "the length is one of forwards", "by design"],
+)
+def test_a_watched_schedule_that_comes_to_its_end(length: int, until: int, forwards: int, expected: int) -> None:
+    made = seen("polynomial", length, warmup=12, pace=4, until=until, floor=0.1)
+    made.facts["max_steps"] = replace(made.facts["max_steps"], value=70)
+    assert made.recording is not None
+    clocks = {**made.recording.ranks[0].clocks, "forwards": forwards}
+    made.recording = Recording((Rank(0, 1, "recording", clocks=clocks),), until)
+    assert len(list(schedule_outruns_run(made))) == expected
+
+
+def test_a_length_that_the_run_has_passed_is_that_of_something_else() -> None:
+    made = seen("linear", 20 * 300, warmup=400, until=100)
+    assert list(schedule_outruns_run(made))
+    made.facts["max_steps"] = replace(made.facts["max_steps"], value=90)
+    assert not list(schedule_outruns_run(made))
 
 
 @pytest.mark.parametrize(
