@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUPERVISED = (0.1, 0.5)  # temperatures that SupContrast is run with, whose loss is multiplied by T / 0.07
+WORTHLESS = 0.01  # of ln N: a margin under it is none
 FEWEST = 4  # values, where the noise of unaligned features is known
 
 
@@ -50,7 +51,7 @@ def read(run: Run, term: Term, *, bits: float, early: int, points: int, span: in
     over = mean - 4 * error >= term.chance  # clearly, however noisy it is
     if not over and 2 * error > max(bits, 0.1 * log2(term.candidates)) * theory.LN2:
         raise Missing(f"the {term.name} loss is too noisy to tell ({mean:.3f} +- {error:.3f})")
-    state = _state(term, reading)
+    state = _state(term, reading) or _marginless(run, term, reading)
     if term.assumed and jump is None and not (state == "collapsed" and _still(term, reading)):
         if supervised(term, reading) is None:
             raise Missing(f"the candidates of the {term.name} loss aren't certain without {', '.join(term.assumed)}")
@@ -77,6 +78,25 @@ def _state(term: Term, reading: Reading) -> str:
         return "opposed" if opposed else ""
     varying = 1 / sqrt(term.candidates) if term.name == "region" else 0.0  # of ln N, as the regions per image vary
     return "unaligned" if null.noise / sqrt(term.accumulation) / 3 <= spread <= 2 * null.noise + varying else ""
+
+
+def _marginless(run: Run, term: Term, reading: Reading) -> str:
+    """The same of a loss that was seen being computed: its own logits tell exactly what their positives are worth."""
+    import numpy as np
+
+    margin = logged_beside(run, term, "margin")
+    if margin is None or term.sigmoid or not _was_seen(run, term):
+        return ""
+    values = margin.values[(margin.steps >= reading.steps[0]) & np.isfinite(margin.values)]
+    if len(values) < FEWEST or values.mean() + 2 * values.std(ddof=1) / sqrt(len(values)) > WORTHLESS * term.chance:
+        return ""
+    if values.mean() < -WORTHLESS * term.chance:  # worse than chance
+        return ""
+    return "collapsed" if reading.mean - term.chance <= 0.02 else "unaligned"
+
+
+def _was_seen(run: Run, term: Term) -> bool:
+    return any(site.name == term.name for site in sites(run))
 
 
 def _still(term: Term, reading: Reading) -> bool:
@@ -107,7 +127,7 @@ def acquitted(run: Run, term: Term, reading: Reading) -> bool:
     twice its chance level: what it gets wrong, it is surer of than of what it gets right.
     """
     margin = logged_beside(run, term, "margin")
-    seen = margin is not None and any(site.name == term.name for site in sites(run))
+    seen = margin is not None and _was_seen(run, term)
     margins = margin.standing.values[margin.standing.steps >= reading.steps[0]] if margin else reading.values[:0]
     if falling(-margins if seen else reading.values):
         return True

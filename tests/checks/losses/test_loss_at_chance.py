@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -319,6 +320,16 @@ def seen(*, learnt: float, calls: int = 160) -> Run:
     measured = {"loss": np.array(losses), "null": np.array(nulls), "top1": np.array(hits)}
     one = site(anchors=24, candidates=24, calls=calls, **measured)
     return watched(rank(0, one))
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.002, 1), (0.02, 1), (0.08, 0)])
+def test_a_margin_that_is_certain_and_next_to_nothing(margin: float, expected: int) -> None:
+    """As of a region loss whose duplicates are masked, so that the number of its candidates changes a little."""
+    candidates = 47 + (np.arange(120) % 3 - 1)
+    null = np.log(candidates) + 1e-3
+    measured = {"loss": null - margin, "null": null, "top1": np.full(120, 1 / 48)}
+    one = replace(site(anchors=48, calls=120, **measured), candidates=candidates.astype(float))
+    assert len(list(loss_at_chance(watched(rank(0, one))))) == expected
 
 
 @pytest.mark.parametrize(("learnt", "expected"), [(0.0, 1), (0.5, 0)])
