@@ -8,7 +8,7 @@ from math import cos, pi
 from typing import TYPE_CHECKING
 
 from fgclip_doctor import dynamics, events
-from fgclip_doctor.run import Run, Source
+from fgclip_doctor.run import Fact, Run, Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,8 @@ LINE = 5  # records that make a line
 RUNNING = 3  # records at which a schedule is where it is later on, or at which it has come to its end
 NEAR = 0.02  # of the peak
 STRAIGHT = 1e-3  # of the last rate
+SOON = 0.9  # of the run's length: an end before it is not meant
+TRAINER = ("TrainerState", "TrainingArguments")  # of transformers, which counts optimizer steps
 AHEAD = 1.5  # times a step that a schedule advances
 
 
@@ -122,8 +124,8 @@ class Misfit:
     step: int
 
 
-def misfit(run: Run, length: float, stated: str, off: float) -> Misfit | None:
-    """Of a watched run of `length` steps, as `stated`, long before its end: a warmup that will not be over by then, or
+def misfit(run: Run, planned: Fact, off: float) -> Misfit | None:
+    """Of a watched run whose length is `planned`, long before its end: a warmup that will not be over by then, or
     a schedule that runs ahead, by `off` of the peak.
     """
     series = events.learning_rate(run)
@@ -131,12 +133,13 @@ def misfit(run: Run, length: float, stated: str, off: float) -> Misfit | None:
     peak = optimizer.groups[0].options.get("initial_lr") if optimizer is not None and optimizer.groups else None
     if run.recording is None or series is None or not isinstance(peak, (int, float)) or not peak > 0:
         return None
+    length = float(planned.value)
     steps, rates = dynamics.by_step(series.steps, series.values)
     if len(steps) < LINE or steps[-1] > length:
         return None
     source = str(series.source)
-    found = _never_over(steps, rates / peak, length, stated, source)
-    return found or _runs_ahead(run, steps, rates / peak, length, off, source)
+    found = _never_over(steps, rates / peak, length, str(planned.source), source)
+    return found or _runs_ahead(run, steps, rates / peak, planned, off, source)
 
 
 def _never_over(
@@ -164,12 +167,12 @@ def _never_over(
 
 
 def _runs_ahead(
-    run: Run, steps: NDArray[np.int64], factors: NDArray[np.float64], length: float, off: float, source: str
+    run: Run, steps: NDArray[np.int64], factors: NDArray[np.float64], planned: Fact, off: float, source: str
 ) -> Misfit | None:
     """A schedule that advances several times a step."""
     clocks = run.recording.ranks[0].clocks if run.recording else {}
     pace = clocks.get("scheduler_steps", 0) / max(clocks.get("steps", 0), 1)
-    step, factor = int(steps[-1]), float(factors[-1])
+    step, factor, length = int(steps[-1]), float(factors[-1]), float(planned.value)
     if pace < AHEAD:
         return None
     advances = f"The schedule advances {pace:.3g} times a step{because(run, pace)}"
@@ -191,13 +194,26 @@ def _runs_ahead(
             source,
             step,
         )
+    if clocks.get("forwards", 0) <= 1.05 * length and not planned.source.key.startswith(TRAINER):
+        return None  # the length may be one of forwards
+    end = _end_of_the_way_down(steps, factors)
+    if end is not None and end < SOON * length:
+        return Misfit(
+            f"{advances}: on its way down it comes to its end at step {end:.0f}, and the run has {length:g}.",
+            "end of the schedule",
+            round(end),
+            length,
+            "the rates so far lie on a line, or on half a cosine",
+            source,
+            step,
+        )
     ended = len(factors) - 1
     while ended and abs(factors[ended - 1] - factor) <= 1e-9:
         ended -= 1
     before, at = (int(steps[max(place, 0)]) for place in (ended - 1, ended))
     falls = ended > 0 and factors[ended - 1] > factor and len(factors) - ended >= RUNNING
     its_length = 0.95 * pace * before <= length <= 1.05 * pace * at  # in the clock of the scheduler
-    if not falls or not its_length or clocks.get("forwards", 0) <= 1.05 * length:  # or that is the clock of the length
+    if not falls or not its_length:
         return None
     return Misfit(
         f"{advances} and came to its end by step {at} of {length:g}: the learning rate stays at {factor:.1%} of its "
@@ -209,6 +225,23 @@ def _runs_ahead(
         source,
         step,
     )
+
+
+def _end_of_the_way_down(steps: NDArray[np.int64], factors: NDArray[np.float64]) -> float | None:
+    """The step at which a rate that falls on a line or on half a cosine, exactly, is at 0."""
+    import numpy as np
+
+    top = int(factors.argmax())
+    rises = np.flatnonzero(np.diff(factors[top:]) >= 0)
+    way = slice(top + 1, top + 1 + int(rises[0]) if len(rises) else None)
+    at, down = steps[way], factors[way]
+    if len(at) < LINE - 1 or (down <= 0).any():
+        return None
+    for done in (1 - down, np.arccos(np.clip(2 * down - 1, -1, 1)) / np.pi):  # of the way, from 0 to 1
+        slope = (done[-1] - done[0]) / (at[-1] - at[0])
+        if slope > 0 and np.abs(done[0] + slope * (at - at[0]) - done).max() <= STRAIGHT:
+            return float(at[-1] + (1 - done[-1]) / slope)
+    return None
 
 
 def _between(rate: float, ends: list[float | None]) -> bool:

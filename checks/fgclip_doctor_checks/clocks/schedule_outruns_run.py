@@ -48,7 +48,7 @@ def schedule_outruns_run(run: Run, *, early: float = 0.1, off: float = 0.05, sho
             if found := _ahead(run, one, steps, off):
                 yield found
                 return
-        misfit = schedule.misfit(run, steps.value, str(steps.source), off) if not configured else None
+        misfit = schedule.misfit(run, steps, off) if not configured else None
         if misfit is not None:
             yield _watched(misfit)
             return

@@ -198,6 +198,22 @@ def test_a_watched_schedule_that_comes_to_its_end(length: int, until: int, forwa
     assert len(list(schedule_outruns_run(made))) == expected
 
 
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+@pytest.mark.parametrize(
+    ("length", "forwards", "expected"),
+    [(320, 160, 1), (400, 160, 0), (320, 60, 0)],
+    ids=["over at step 64 of 80", "over with the run", "the length is one of forwards"],
+)
+def test_a_watched_schedule_on_its_way_down(shape: str, length: int, forwards: int, expected: int) -> None:
+    made = seen(shape, length, warmup=10, pace=5, until=20)
+    made.facts["max_steps"] = replace(made.facts["max_steps"], value=80)
+    clocks = {"steps": 20, "scheduler_steps": 100, "forwards": forwards}
+    made.recording = Recording((Rank(0, 1, "recording", clocks=clocks),), 20)
+    found = list(schedule_outruns_run(made))
+    assert len(found) == expected
+    assert not found or found[0].evidence[0].value == 65
+
+
 def test_a_length_that_the_run_has_passed_is_that_of_something_else() -> None:
     made = seen("linear", 20 * 300, warmup=400, until=100)
     assert list(schedule_outruns_run(made))
