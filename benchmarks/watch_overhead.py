@@ -4,8 +4,9 @@
 
 Each pair runs one block of steps unwatched and one watched, in alternating order, on the same model. "start" are the
 first steps of a run, of which many are looked at; "run" the first quarter of a minute of it, or less; "later" those
-after step 1,000, most of which are not looked at; "between" the same without any look. On a GPU the profiler counts the synchronisations of both, and they have to be as many. With a
-peer, its blocks take turns with ours at the start of a run, and it has to be installed (without torch of its own).
+after step 1,000, most of which are not looked at; "between" the same without any look. On a GPU the profiler counts the
+synchronisations of both, and they have to be as many. With a peer, its blocks take turns with ours at the start of a
+run, and it has to be installed (without torch of its own).
 """
 
 from __future__ import annotations
