@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PLACE = re.compile(r"(?P<loss>[^<]+) < (?P<caller>[^<#]+?)(?P<number>(?: #\d+)?)")  # as a recorder names a site
+UNHELD = "held by no optimizer"  # parameters, of which a digest is recorded
 JOINED = 1.25  # times as many candidates: a smaller change is the last batch of an epoch, or of regions that differ
 
 
@@ -137,7 +138,7 @@ class Rank:
         default_factory=dict
     )
     reentrant: tuple[str, ...] = ()  # modules run under reentrant checkpointing with no input that needs a gradient
-    digests: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # "parameters", role of a bank: step to hash
+    digests: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # "parameters", UNHELD, a bank: step to hash
     optimizers: tuple[str, ...] = ()  # the names of their classes
     unchanged: Mapping[int, float] = field(default_factory=dict)  # by step, of values in 16 bits with a gradient
     state: State | None = None  # of a dry run

@@ -22,6 +22,7 @@ from fgclip_doctor.live.subject import (
     Subject,
     dtype,
     groups_of,
+    held,
     is_at,
     is_plain,
     local,
@@ -30,11 +31,13 @@ from fgclip_doctor.live.subject import (
     sample,
     whole,
 )
+from fgclip_doctor.recorded import UNHELD
 
 HALVES = (torch.bfloat16, torch.float16)
 MOMENTS_EVERY = 10  # steps, of those that are looked at
 INPUTS = 8  # tensors that the model is given, of which a hash is made
 ROWS_BYTES = 1 << 20  # of a bank that are written down, and how often at most: at each doubling of the step
+
 
 Write = Callable[..., None]  # a kind of record, and its fields
 
@@ -208,6 +211,15 @@ class Looks:
             self.write("moments", step=step, values=values)
 
         self.fetcher.copy([_joined(list(one)) for one in zip(*held_here.values(), strict=True)], arrived)
+
+    def unheld(self, step: int) -> None:
+        """What tells whether anything moves the parameters that no optimizer holds, as those of a momentum encoder."""
+        if step % MOMENTS_EVERY or self.subject.masters:
+            return
+        own = {id(one) for optimizer in self.subject.optimizers for one in held(optimizer)}
+        samples = [sample(one) for one in self.subject.parameters.values() if id(one) not in own]
+        if any(one.numel() for one in samples):
+            self._digest(UNHELD, _joined(samples), step)
 
     def scalars(self, step: int) -> None:
         """Scales, pointers, flags and counters: parameters and buffers of one element, and plain numbers of modules."""

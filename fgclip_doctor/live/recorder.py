@@ -517,6 +517,7 @@ class Recorder:
         self.looks.describe(step)
         self.looks.updates(step)
         self.looks.moments(step)
+        self.looks.unheld(step)
         self.looks.scalars(step)
         self.looks.banks(step)
         if self.state is not None:  # before the record on which the gate ends the command

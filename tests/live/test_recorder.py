@@ -18,6 +18,7 @@ from fgclip_doctor.live.fetch import Fetcher, together
 from fgclip_doctor.live.looks import Looks
 from fgclip_doctor.live.recorder import Recorder, watching
 from fgclip_doctor.live.subject import Subject
+from fgclip_doctor.recorded import UNHELD
 from fgclip_doctor.sources.recording import read
 
 
@@ -307,3 +308,21 @@ def test_towers_with_an_optimizer_each_are_watched_together(tmp_path: Path) -> N
     }
     assert {one.gradient for one in rank.parameters.values()} == {"some"}
     assert rank.clocks["steps"] == 12
+
+
+@pytest.mark.parametrize("momentum", [0.9, 1.0])
+def test_what_no_optimizer_holds_is_told_by_a_digest(tmp_path: Path, momentum: float) -> None:
+    model = nn.ModuleDict({"tower": nn.Linear(16, 8), "tower_ema": nn.Linear(16, 8).requires_grad_(False)})
+    optimizer = torch.optim.AdamW(model["tower"].parameters(), lr=1e-2)
+    with watching(model, optimizer, tmp_path):
+        for _ in range(30):
+            features = F.normalize(model["tower"](torch.randn(4, 16)), dim=-1)
+            F.cross_entropy(features @ features.T, torch.arange(4)).backward()
+            optimizer.step()
+            for own, copy in zip(model["tower"].parameters(), model["tower_ema"].parameters(), strict=True):
+                copy.mul_(momentum).add_(own.detach(), alpha=1 - momentum)
+    recording = read(tmp_path).recording
+    assert recording is not None
+    digests = recording.first.digests[UNHELD]
+    assert sorted(digests) == [10, 20, 30]
+    assert len(set(digests.values())) == (1 if momentum == 1 else 3)

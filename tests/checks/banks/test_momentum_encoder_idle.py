@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 from fgclip_doctor import Missing, Run
 from fgclip_doctor.momentum import follower
+from fgclip_doctor.recorded import UNHELD, Parameter, Rank, Recording
 from fgclip_doctor.run import Checkpoint, Plan
 from fgclip_doctor_checks.banks.momentum_encoder_idle import momentum_encoder_idle
-from tests.runs import checkpoint, run
+from tests.runs import checkpoint, run, series
 
 LAYERS = [f"layers.{place}.weight" for place in range(5)]
 STARTED = 3.0  # what all weights were at the start; a step of training adds 1
@@ -100,3 +102,41 @@ def test_few_matrices_are_no_encoder() -> None:
     assert found.modules == "model.head_m"
     other = {f"model.head_m.{LAYERS[2]}": np.ones((8, 4))}
     assert follower(checkpoint({**weights(LAYERS[:3]), **other}).tensors) is None
+
+
+def watched_pair(
+    *, digests: dict[int, str], ratio: float = 1e-3, group: int | None = None, dtype: str = "float32"
+) -> Run:
+    """What is recorded of an encoder that is trained, and of one beside it that no optimizer holds."""
+    made = run(checkpoint({f"{name}.{one}": np.ones((8, 8)) for name in ("tower", "tower_ema") for one in LAYERS}, 30))
+    trained = {f"tower.{one}": Parameter(f"tower.{one}", (8, 8), "float32", True, 0, "some", 1) for one in LAYERS}
+    beside = {f"tower_ema.{one}": Parameter(f"tower_ema.{one}", (8, 8), dtype, False, group, "none") for one in LAYERS}
+    seen = Rank(0, 1, "recording", trained | beside, digests={UNHELD: digests})
+    made.recording = Recording((seen,), 30)
+    steps = [1, 2, 3, 5, 10, 20, 30]
+    made.series["update ratio/tower.layers.0"] = series("update ratio/tower.layers.0", [ratio] * 7, steps)
+    return made
+
+
+STILL = {10: "a", 20: "a", 30: "a"}
+
+
+def test_one_that_no_step_of_a_watched_run_moves() -> None:
+    [finding] = momentum_encoder_idle(watched_pair(digests=STILL))
+    assert "since step 10" in finding.message
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        watched_pair(digests={10: "a", 20: "b", 30: "c"}),
+        watched_pair(digests={10: "a", 20: "a"}),
+        watched_pair(digests=STILL, ratio=1e-5),
+        watched_pair(digests=STILL, dtype="bfloat16"),
+        watched_pair(digests=STILL, group=0),
+    ],
+    ids=["it moves", "not for long", "nothing moves", "rounding may hold it", "an optimizer holds it"],
+)
+def test_one_of_a_watched_run_that_may_move(made: Run) -> None:
+    with suppress(Missing):
+        assert not list(momentum_encoder_idle(made))
