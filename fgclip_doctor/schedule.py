@@ -24,7 +24,7 @@ RUNNING = 3  # records at which a schedule is where it is later on, or at which 
 NEAR = 0.02  # of the peak
 STRAIGHT = 1e-3  # of the last rate
 SOON = 0.9  # of the run's length: an end before it is not meant
-TRAINER = ("TrainerState", "TrainingArguments")  # of transformers, which counts optimizer steps
+UPDATES = re.compile(r"TrainerState|TrainingArguments|update|optim")  # lengths that are in optimizer steps for certain
 AHEAD = 1.5  # times a step that a schedule advances
 
 
@@ -194,7 +194,8 @@ def _runs_ahead(
             source,
             step,
         )
-    if clocks.get("forwards", 0) <= 1.05 * length and not planned.source.key.startswith(TRAINER):
+    forwards = clocks.get("forwards", 0)
+    if clocks.get("steps", 0) < 0.95 * forwards <= length and not UPDATES.search(planned.source.key):
         return None  # the length may be one of forwards
     end = _end_of_the_way_down(steps, factors)
     if end is not None and end < SOON * length:
@@ -232,10 +233,11 @@ def _end_of_the_way_down(steps: NDArray[np.int64], factors: NDArray[np.float64])
     import numpy as np
 
     top = int(factors.argmax())
-    rises = np.flatnonzero(np.diff(factors[top:]) >= 0)
-    way = slice(top + 1, top + 1 + int(rises[0]) if len(rises) else None)
+    stops = np.flatnonzero((np.diff(factors[top:]) >= 0) | (factors[top + 1 :] <= 0))
+    way = slice(top + 1, top + 1 + int(stops[0]) if len(stops) else None)
     at, down = steps[way], factors[way]
-    if len(at) < LINE - 1 or (down <= 0).any():
+    at, down = at[: LINE - 1], down[: LINE - 1]
+    if len(at) < LINE - 1:
         return None
     for done in (1 - down, np.arccos(np.clip(2 * down - 1, -1, 1)) / np.pi):  # of the way, from 0 to 1
         slope = (done[-1] - done[0]) / (at[-1] - at[0])

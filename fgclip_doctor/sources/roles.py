@@ -17,10 +17,12 @@ from fgclip_doctor.run import Missing, Optimizer, Series, Tensor
 from fgclip_doctor.sources import structure
 
 BANK = re.compile(r"queue|bank|xbm|memory|(?:^|[._])(?:mem|moco|fifo)(?:[._\d]|$)")
-STORE = re.compile(r"(?:^|[._])(?:cached?|store[ds]?|neg(?:ative)?s?|dict(?:ionary)?|keys|feats?)(?:[._\d]|$)")  # pairs
+STORE = re.compile(  # pairs, or one with a pointer
+    r"(?:^|[._])(?:cached?|store[ds]?|neg(?:ative)?s?|dict(?:ionary)?|keys|feats?|pool|stash)(?:[._\d]|$)"
+)
 IMAGE = r"(image|img|visual|vision|vis|pic|picture|photo|pixel|video|region|roi|box|patch|crop|v)"
 TEXT = r"(text|txt|caption|cap|lang|language|phrase|sentence|sent|word|title|token|tok|t)"
-POINTER = r"(ptr|pointer|cursor|idx|index|head|pos|position|offset)"
+POINTER = r"(ptr|pointer|cursor|idx|index|head|pos|position|offset|at)"
 FULL = r"(full|filled|wrapped|is_?full|is_?filled|has_?wrapped)"
 ENABLED = r"(enabled?|active|activated|live|(?:is_?)?on|use_\w+)"
 COUNTED = r"(num|n)?(steps?|forwards?|fwds?|iters?|iterations?|calls?|ticks?|batch(es)?)(count(er)?)?"

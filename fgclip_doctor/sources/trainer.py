@@ -67,8 +67,12 @@ FEWEST = 20
 _BANK = r"(?:\w*_)?(?:memory_?bank|bank|xbm|queue|moco)"
 BANK_ENABLED = re.compile(rf"(?:use|enable|with)_{_BANK}|{_BANK}_(?:enabled?|on)")
 BANK_SIZE = re.compile(rf"{_BANK}_(?:size|len|length|capacity|rows|k)")
+_KEPT = r"(?:\w*_)?(?:memory|dict(?:ionary)?|stash|pool|cache|store|archive|history|negatives|reservoir|buffer)"
+_AFTER = r"(?:warm_?up|start|delay|begin|from|after|wait)"
+_UNITS = r"(?:steps?|updates?|iters?|iterations?|forwards?)"
 BANK_WARMUP = re.compile(
     rf"{_BANK}_(?:warm_?up|start|delay|begin)(?:_(?:steps?|iters?|iterations?|forwards?|at|after|\w+_steps))?"
+    rf"|(?:{_BANK}|{_KEPT})_{_AFTER}_{_UNITS}"
 )
 BANK_CLOCK = re.compile(rf"{_BANK}_(?:(?:warm_?up|start)_)?(?:clock|unit)")
 PART_RATE = re.compile(
@@ -122,7 +126,11 @@ def arguments(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
 
 def _length(mapping: Mapping[str, Any], path: str) -> Iterator[Fact]:
     """The length of a run by a looser name, where nothing else tells it."""
-    if any(key in mapping for name in ("max_steps", "num_epochs") for key in FACT_KEYS[name]):
+    told = [next((key for key in FACT_KEYS[name] if key in mapping), None) for name in ("max_steps", "num_epochs")]
+    epochs, each = (valid("num_epochs", mapping.get(key)) for key in (told[1] or "", "steps_per_epoch"))
+    if told[0] is None and epochs and each:
+        yield Fact("max_steps", epochs * each, Source(path, f"{told[1]} x steps_per_epoch"))
+    if any(told):
         return
     for key in LOOSE:
         steps = valid("max_steps", mapping.get(key))

@@ -1,5 +1,6 @@
 """FGD201: a memory bank that is there, and that nothing uses."""
 
+import re
 from collections.abc import Iterator
 
 from fgclip_doctor import Evidence, Finding, Missing, Run, Severity, check
@@ -14,7 +15,10 @@ from fgclip_doctor.bank import (
     waits_longer,
     warmup_over,
 )
+from fgclip_doctor.run import Tensor
 from fgclip_doctor_checks.causes import explaining
+
+COUNTER = re.compile(r"clock|step|iter|count|update|tick|epoch|seen|call|forward", re.IGNORECASE)
 
 
 @check("FGD201", "bank-never-active", Severity.ERROR)
@@ -28,7 +32,8 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
         bit-identical in two checkpoints or looks of a recording; beside the steps and forwards done, the bank's warmup
         and, where they were recorded, the candidates of the losses. A full bank whose rows no recorded loss has had
         among them is named where the model itself keeps a longer warmup than the configuration, and is still in it; or
-        where its ring has wrapped and a flag beside it, of whatever name, was never set.
+        where its ring has wrapped and a flag beside it, of whatever name, was never set, or a counter beside it is far
+        from the warmup that is over. A pointer that moves over rows that stay 0 needs no warmup to be a fault.
     Benign: A warmup that may still be running, in whatever clock it is counted; of unknown length, it may last for
         `patience` steps and a `share` of the run, or until a recorded loss has as many candidates as there are with all
         rows. A pointer at 0 over encoded rows is a ring that has just wrapped. A
@@ -44,9 +49,12 @@ def bank_never_active(run: Run, *, patience: int = 200, share: float = 0.2) -> I
     bank = memory_bank(run)
     if switched_off(run):
         raise Missing("the configuration switches the memory bank off")
-    if not warmup_over(run, patience=patience, share=share, checkpoint=bank.checkpoint) and not _counted(run, bank):
+    message = _written_elsewhere(bank)
+    over = warmup_over(run, patience=patience, share=share, checkpoint=bank.checkpoint)
+    if not message and not over and not _counted(run, bank):
         raise Missing("the bank may still be in its warmup")
-    message = _unused(run, bank) or _frozen(run, bank) or _waiting(run, bank) or _unready(run, bank)
+    for reason in (_unused, _frozen, _waiting, _unready, _not_counted_down):
+        message = message or reason(run, bank)
     if message:
         source = bank.sources
         warmup = run.facts.get("bank_warmup")
@@ -92,6 +100,16 @@ def _candidates(run: Run, bank: Bank) -> Iterator[Evidence]:
                 why=f"{bank.size} rows more where the bank counts; {float(site.candidates.min()):g} at least",
                 source=run.recording.first.path if run.recording else "",
             )
+
+
+def _written_elsewhere(bank: Bank) -> str | None:
+    """What shows that rows are enqueued into something that isn't the bank, as a copy of it."""
+    if not bank.pointer or any(norms.any() for norms in bank.norms.values()):
+        return None
+    return (
+        f"The pointer of the memory bank moves (to {bank.pointer}), and its {bank.size} rows are all 0: what is enqueued "
+        "is written to something else, as a copy of it."
+    )
 
 
 def _unused(run: Run, bank: Bank) -> str | None:
@@ -152,21 +170,47 @@ def _waiting(run: Run, bank: Bank) -> str | None:
     )
 
 
+def _wrapped(run: Run) -> bool:
+    """Whether a recording has seen the pointer come round."""
+    pointer = run.series.get(run.roles.get("bank.pointer", "")) if run.recording else None
+    return pointer is not None and bool((pointer.values[1:] < pointer.values[:-1]).any())
+
+
+def _beside(bank: Bank) -> list[Tensor]:
+    """The scalars of the modules that hold the bank."""
+    modules = {key.name.rpartition(".")[0] for key in bank.keys.values()}
+    return [
+        one for name, one in bank.checkpoint.tensors.items() if one.size == 1 and name.rpartition(".")[0] in modules
+    ]
+
+
+def _not_counted_down(run: Run, bank: Bank) -> str | None:
+    """What shows that the bank waits for a counter beside it that will not get there."""
+    if "bank_warmup" not in run.facts or not _wrapped(run) or among_candidates(run, bank) is not False:
+        return None
+    warmup = run.number("bank_warmup")
+    numbers = [
+        one
+        for one in _beside(bank)
+        if one.dtype.startswith(("int", "float"))
+        and one.name in run.series
+        and one.name != run.roles.get("bank.pointer")
+    ]
+    counters = [one for one in numbers if COUNTER.search(one.name.rpartition(".")[2])]
+    late = next((one for one in counters if 0 <= run.series[one.name].values.max() < warmup), None)
+    if late is None or not any(one.item() == warmup for one in numbers):
+        return None
+    return (
+        f"The memory bank is full, and no loss has had one of its {bank.size} rows among its candidates: it waits "
+        f"until {warmup:g}, and {late.name} is at {late.item():g} after {steps_done(run, bank.checkpoint)} steps."
+    )
+
+
 def _unready(run: Run, bank: Bank) -> str | None:
     """What shows that a ring has wrapped, and that a flag beside it, of whatever name, still keeps it out of losses."""
-    pointer = run.series.get(run.roles.get("bank.pointer", "")) if run.recording else None
-    if (
-        pointer is None
-        or among_candidates(run, bank) is not False
-        or not (pointer.values[1:] < pointer.values[:-1]).any()
-    ):
+    if not _wrapped(run) or among_candidates(run, bank) is not False:
         return None
-    modules = {key.name.rpartition(".")[0] for key in bank.keys.values()}
-    flags = (
-        name
-        for name, tensor in bank.checkpoint.tensors.items()
-        if tensor.dtype == "bool" and tensor.size == 1 and name.rpartition(".")[0] in modules
-    )
+    flags = (one.name for one in _beside(bank) if one.dtype == "bool")
     unset = next((one for one in flags if one in run.series and not run.series[one].values.any()), None)
     if unset is None:
         return None

@@ -225,3 +225,37 @@ def test_a_flag_of_any_name_that_keeps_a_full_ring_out(
     found = messages(run)
     assert len(found) == told
     assert all("is_ready was never set" in one for one in found)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "clock", "loss", "warmup", "told"),
+    [
+        ([96, 20, 40], [0, 1, 2], BATCH, 50, 1),
+        ([20, 40, 96], [0, 1, 2], BATCH, 50, 0),  # it hasn't wrapped yet
+        ([96, 20, 40], [0, 49, 50], BATCH, 50, 0),
+        ([96, 20, 40], [0, 1, 2], joining(160), 50, 0),
+        ([96, 20, 40], [0, 1, 2], BATCH, 40, 0),  # which is not what the module waits for
+    ],
+)
+def test_a_counter_that_will_not_get_to_the_end_of_the_warmup(
+    pointer: list[int], clock: list[int], loss: LossSite, warmup: int, told: int
+) -> None:
+    own = {"memory_start": np.array([50.0]), "clock": np.array([float(clock[-1])])}
+    more = {name: runs.tensor(name, value, "int64") for name, value in own.items()}
+    run = bank_run(saved(CONE, pointer=40, full=None, more=more), bank_size=128, bank_warmup=warmup)
+    run.recording = Recording((rank(0, loss),), 240)
+    run.series = {"queue_ptr": series("queue_ptr", pointer), "clock": series("clock", clock)}
+    run.series["memory_start"] = series("memory_start", [50, 50, 50])
+    found = messages(run)
+    assert len(found) == told
+    assert all("waits until 50, and clock is at 2 after 240 steps" in one for one in found)
+
+
+@pytest.mark.parametrize(("pointer", "told"), [(32, 1), (None, 0)])
+def test_a_pointer_that_moves_over_rows_that_stay_0(pointer: int | None, told: int) -> None:
+    run = bank_run(saved(ZEROS, pointer=pointer, full=None, step=3))
+    if told:
+        assert "written to something else" in messages(run)[0]
+    else:
+        with pytest.raises(Missing, match="warmup"):
+            messages(run)
