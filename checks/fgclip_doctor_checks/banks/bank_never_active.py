@@ -107,8 +107,8 @@ def _written_elsewhere(bank: Bank) -> str | None:
     if not bank.pointer or any(norms.any() for norms in bank.norms.values()):
         return None
     return (
-        f"The pointer of the memory bank moves (to {bank.pointer}), and its {bank.size} rows are all 0: what is enqueued "
-        "is written to something else, as a copy of it."
+        f"The pointer of the memory bank moves (to {bank.pointer}), and its {bank.size} rows are all 0: what is "
+        "enqueued is written to something else, as a copy of it."
     )
 
 
