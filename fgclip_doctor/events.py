@@ -33,7 +33,7 @@ RESTARTED = 2.0  # times as high as the trough before it: a learning rate that s
 
 def events(run: Run) -> list[Event]:
     """Everything known to have happened, by step. Kinds: bank-on, candidates, scale, resume, restart."""
-    found = [*run.events, *_planned(run), *_legs(run), *_restarts(run), *_candidates(run), *_scales(run)]
+    found = [*run.events, *_planned(run), *_legs(run), *_restarts(run), *_candidates(run), *_joined(run), *_scales(run)]
     return sorted(found, key=lambda event: event.step)
 
 
@@ -156,6 +156,13 @@ def _candidates(run: Run) -> Iterator[Event]:
             steps, values = dynamics.finite(series.standing.steps, series.standing.values)
             on = np.flatnonzero((values[1:] > 0) & (values[:-1] <= 0)) + 1
             yield from (Event("bank-on", int(steps[one]), f"{name} is {values[one]:g}", series.source) for one in on)
+
+
+def _joined(run: Run) -> Iterator[Event]:
+    """Where a recording saw further candidates join a loss, at the very step: its losses are looked at more rarely."""
+    if run.recording is not None and (first := run.recording.first.joined) is not None:
+        detail = f"{first.columns} candidates of {first.anchors} anchors"
+        yield Event("candidates", first.step, detail, Source(run.recording.first.path), first.columns)
 
 
 def _scales(run: Run) -> Iterator[Event]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fgclip_doctor import events
+from fgclip_doctor.recorded import Columns
 from fgclip_doctor.run import Event, Plan, Run, Source
-from tests import runs
+from tests import runs, watched_ranks
 
 
 def logged(steps: Any = None, **series: Any) -> Run:
@@ -123,3 +124,12 @@ def test_a_bare_scale_is_the_logits_unless_it_is_that_of_gradients(values: list[
 def test_the_norm_of_the_gradient_by_any_name(name: str, *, is_one: bool) -> None:
     made = runs.run(logged=[runs.series(name, [1.0, 2.0])])
     assert [one.name for one in events.gradient_norms(made)] == ([name] if is_one else [])
+
+
+def test_candidates_that_a_recording_saw_join_are_known_at_their_step() -> None:
+    joins = (Columns(0, 1, 24, 24), Columns(45, 136, 24, 240))
+    seen = watched_ranks.watched(watched_ranks.rank(0, watched_ranks.site(anchors=24, candidates=24, changes=joins)))
+    event = events.between(seen, 39, 49)
+    assert event is not None
+    assert (event.kind, event.step, event.value) == ("candidates", 45, 240)
+    assert events.between(seen, 50, 80) is None
