@@ -15,10 +15,10 @@ from fgclip_doctor.bank import (
     waits_longer,
     warmup_over,
 )
-from fgclip_doctor.run import Tensor
+from fgclip_doctor.run import Series, Tensor
 from fgclip_doctor_checks.causes import explaining
 
-COUNTER = re.compile(r"clock|step|iter|count|update|tick|epoch|seen|call|forward", re.IGNORECASE)
+COUNTER = re.compile(r"clock|step|iter|count|update|tick|seen|call|forward", re.IGNORECASE)  # an epoch is no such
 
 
 @check("FGD201", "bank-never-active", Severity.ERROR)
@@ -184,6 +184,11 @@ def _beside(bank: Bank) -> list[Tensor]:
     ]
 
 
+def _counts_up_to(warmup: float, seen: Series) -> bool:
+    """Whether a number began at 0, as counters do and settings don't, and has never come to `warmup`."""
+    return bool(seen.values[0] == 0 and seen.values.max() < warmup)
+
+
 def _not_counted_down(run: Run, bank: Bank) -> str | None:
     """What shows that the bank waits for a counter beside it that will not get there."""
     if "bank_warmup" not in run.facts or not _wrapped(run) or among_candidates(run, bank) is not False:
@@ -197,7 +202,7 @@ def _not_counted_down(run: Run, bank: Bank) -> str | None:
         and one.name != run.roles.get("bank.pointer")
     ]
     counters = [one for one in numbers if COUNTER.search(one.name.rpartition(".")[2])]
-    late = next((one for one in counters if 0 <= run.series[one.name].values.max() < warmup), None)
+    late = next((one for one in counters if _counts_up_to(warmup, run.series[one.name])), None)
     if late is None or not any(one.item() == warmup for one in numbers):
         return None
     return (

@@ -8,7 +8,6 @@ from fgclip_doctor.events import learning_rate
 from fgclip_doctor.run import Checkpoint, Fact
 
 NOTHING = 1e-6  # of the peak: a learning rate that no weight notices
-
 FEWEST = 5  # records that tell that a rate stays at 0
 WATCHED = 2  # of those of a watched run, which are exact and further apart
 

@@ -233,6 +233,7 @@ def test_a_flag_of_any_name_that_keeps_a_full_ring_out(
         ([96, 20, 40], [0, 1, 2], BATCH, 50, 1),
         ([20, 40, 96], [0, 1, 2], BATCH, 50, 0),  # it hasn't wrapped yet
         ([96, 20, 40], [0, 49, 50], BATCH, 50, 0),
+        ([96, 20, 40], [4, 4, 4], BATCH, 50, 0),  # a setting, as the micro-batches of a step
         ([96, 20, 40], [0, 1, 2], joining(160), 50, 0),
         ([96, 20, 40], [0, 1, 2], BATCH, 40, 0),  # which is not what the module waits for
     ],
