@@ -79,6 +79,7 @@ class Recorder:
         self.inside_forward = 0
         self.inside_scheduler = 0
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.scheduled: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # steps of each scheduler
         self.stepped_after = 0  # backward passes, at the last step that was counted
         self.beside_first = 0  # steps of other optimizers since one of the first
         self.calls: dict[str, int] = {}  # of each site since the last step
@@ -155,6 +156,8 @@ class Recorder:
     # --- clocks ----------------------------------------------------------------------------------------------------
 
     def _around_scheduler(self, original: Function) -> Function:
+        count = self.hooks.guard(self._count_schedule)
+
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             self.inside_scheduler += 1  # one made of others steps them, too
             try:
@@ -162,10 +165,15 @@ class Recorder:
             finally:
                 self.inside_scheduler -= 1
             if not self.inside_scheduler and getattr(scheduler, "_step_count", 2) > 1:  # the first is its own set-up
-                self.clocks["scheduler_steps"] += 1
+                count(scheduler)
             return result
 
         return step
+
+    def _count_schedule(self, scheduler: Any) -> None:
+        """Of several schedulers, as of two optimizers, the one that steps most often is the clock."""
+        own = self.scheduled[scheduler] = self.scheduled.get(scheduler, 0) + 1
+        self.clocks["scheduler_steps"] = max(own, self.clocks["scheduler_steps"])
 
     def _around_zero_grad(self, original: Function) -> Function:
         clocks = self.clocks

@@ -326,3 +326,18 @@ def test_what_no_optimizer_holds_is_told_by_a_digest(tmp_path: Path, momentum: f
     digests = recording.first.digests[UNHELD]
     assert sorted(digests) == [10, 20, 30]
     assert len(set(digests.values())) == (1 if momentum == 1 else 3)
+
+
+def test_two_schedulers_that_step_once_each_are_one_clock(tmp_path: Path) -> None:
+    towers = [nn.Linear(16, 8), nn.Linear(16, 8)]
+    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in towers]
+    schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(one, 20) for one in optimizers]
+    recorder = Recorder(tmp_path)
+    recorder.start()
+    for _ in range(10):
+        rows = [F.normalize(tower(torch.randn(4, 16)), dim=-1) for tower in towers]
+        F.cross_entropy(rows[0] @ rows[1].T, torch.arange(4)).backward()
+        for one in (*optimizers, *schedulers):
+            one.step()
+    recorder.stop(0)
+    assert recorder.clocks["scheduler_steps"] == 10

@@ -35,14 +35,28 @@ from tests.live.test_recorder import Pair, records, train
 
 PLAIN = Path(__file__).parent / "programs" / "plain.py"
 OF_OURS: list[tuple[Any, str]] = [
-    *((Recorder, name) for name in ("_start", "_enter_backward", "_prepare", "_hook_class", "_find", "_take")),
+    *(
+        (Recorder, name)
+        for name in ("_start", "_enter_backward", "_prepare", "_hook_class", "_find", "_take", "_count_schedule")
+    ),
     *(
         (Recorder, name)
         for name in ("_see_loss", "_measure", "_tell_columns", "_before_step", "_after_step", "_finish")
     ),
     *(
         (looks.Looks, name)
-        for name in ("describe", "begin", "gradients", "sample_before", "updates", "scalars", "banks", "rows")
+        for name in (
+            "describe",
+            "begin",
+            "gradients",
+            "sample_before",
+            "updates",
+            "moments",
+            "unheld",
+            "scalars",
+            "banks",
+            "rows",
+        )
     ),
     *((recorder, name) for name in ("found_for", "configurations", "Journal", "roots_of", "rank_and_world")),
     *((Losses, name) for name in ("add", "measure")),
